@@ -1,0 +1,40 @@
+# Two commands do everything on a fresh machine: `make train` and `make test`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# `make train ARGS="--arch small --dataset cifar10"` passes options of your own
+ARGS ?= --arch big --dataset digits --epochs 8
+
+.PHONY: setup train test test-long bench lint format clean
+.DEFAULT_GOAL := setup
+
+setup: $(VENV)/.ready
+
+$(VENV)/.ready: pyproject.toml tools/constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint tools/constraints.txt --editable ".[dev,bench]"
+	touch $@
+
+train: setup
+	$(BIN)/python -m fastcifar.train $(ARGS)
+
+test: setup
+	$(BIN)/python -m pytest -n 2 -m "not long and not cuda"
+
+test-long: setup
+	$(BIN)/python -m pytest -n 2 -m "not cuda" --timeout 3600
+
+bench: setup
+	$(BIN)/python -m benchmarks.loader_speed
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV)

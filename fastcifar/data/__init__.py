@@ -1,0 +1,1 @@
+"""How bytes become arrays: archives, pickles, data sets and the store."""

@@ -1,0 +1,105 @@
+"""The training loop: `fit` takes a config to a trained, saved, explained net.
+
+Nothing in an epoch waits for the device; its sums are read once, at its end.
+
+    result = fit(TrainConfig(arch="small", dataset="digits", epochs=2))
+    result.test.accuracy
+"""
+
+from pathlib import Path
+
+from fastcifar import checkpoint, runs, runtime
+from fastcifar.config import Recipe, TrainConfig
+from fastcifar.data.datasets import open_store
+from fastcifar.data.store import ArrayStore
+from fastcifar.errors import ConfigError
+from fastcifar.evaluation import eval_loader, evaluate, test_stats
+from fastcifar.job import FitResult, Job
+from fastcifar.metrics import TestStats
+from fastcifar.nets import ARCHS, build_model, check_image_size
+from fastcifar.recipes import resolve
+from fastcifar.reporter import JsonLinesReporter, NullReporter, Reporter, TeeReporter
+from fastcifar.trainer import Trainer, train_epoch
+
+__all__ = ["FitResult", "evaluate", "evaluate_run", "fit", "train_epoch"]
+
+
+def fit(config: TrainConfig, *, reporter: Reporter | None = None) -> FitResult:
+    """Train as `config` says and write the run's folder; with `config.resume`, go on with a stopped run.
+
+    Args:
+        config: the options.
+        reporter: hears how it goes; None for silence. metrics.jsonl is written either way.
+
+    Raises:
+        ConfigError, DataError, OutputError, CheckpointError: before training, each with one clear line.
+        DivergedError: the loss stopped being finite; the last good checkpoint is kept.
+        StoppedError: SIGINT or SIGTERM came; a checkpoint was written first.
+    """
+    reporter = reporter or NullReporter()
+    resumed = runs.reopen(config.resume, config) if config.resume is not None else None
+    config = resumed.config if resumed else config
+    recipe = resumed.recipe if resumed else resolve(config)
+    _check(config, recipe)
+    rt = runtime.choose(config)
+    saved = checkpoint.load_newest(resumed.checkpoints) if resumed else None
+    run = resumed or runs.create(config, recipe)
+    try:
+        store = _open(config, reporter)
+        job = Job(run, rt, store, TeeReporter(reporter, JsonLinesReporter(run.path / "metrics.jsonl")), saved)
+    except BaseException:
+        if resumed is None:
+            run.path.rmdir()  # nothing was written: leave nothing
+        raise
+    with runtime.catch_stop() as stop:
+        return job.train(stop)
+
+
+def evaluate_run(path: Path, *, device: str = "auto", reporter: Reporter | None = None) -> TestStats:
+    """Evaluate a run's newest checkpoint on the test images.
+
+    Args:
+        path: the run's folder.
+        device: as in `TrainConfig`.
+        reporter: hears of checkpoints that had to be skipped.
+
+    Raises:
+        CheckpointError: `path` is not a run, or it has no sound checkpoint.
+        DataError: its data cannot be opened.
+    """
+    reporter = reporter or NullReporter()
+    run = runs.reopen(path, TrainConfig(device=device))
+    rt = runtime.choose(run.config)
+    saved = checkpoint.load_newest(run.checkpoints)
+    for line in saved.skipped:
+        reporter.message(line)
+    store = _open(run.config, reporter)
+    model = build_model(run.config.arch, num_classes=len(store.classes), in_channels=store.image_shape[2])
+    trainer = Trainer(model, run.recipe, rt, steps=1)
+    trainer.restore(saved.model, saved.training, saved.step)
+    loader = eval_loader(store, f"{run.recipe.split}/test", run.recipe, rt)
+    return test_stats(evaluate(trainer.model, loader, rt), store.classes)
+
+
+def _check(config: TrainConfig, recipe: Recipe) -> None:
+    if config.arch not in ARCHS:
+        raise ConfigError(f"unknown arch {config.arch!r}: choose from {', '.join(sorted(ARCHS))}")
+    if recipe.low_resolution:
+        check_image_size(recipe.low_resolution, recipe.low_resolution)
+
+
+def _open(config: TrainConfig, reporter: Reporter) -> ArrayStore:
+    dataset = Path(config.dataset).name
+    with (
+        reporter.transfer(f"fetching {dataset}", "bytes") as fetching,
+        reporter.transfer(f"converting {dataset}", "images") as converting,
+    ):
+        store = open_store(
+            config.dataset,
+            data=config.data,
+            allow_unverified=config.allow_unverified,
+            fetch_progress=fetching,
+            convert_progress=converting,
+        )
+    check_image_size(*store.image_shape[:2])
+    return store

@@ -1,0 +1,63 @@
+"""The errors a person can cause. Each message is one line: what was wrong, where, and what to do.
+
+Any module may import this one; it imports nothing. The command line prints the message and
+exits with the class's `exit_status`. Every other exception is a bug and keeps its traceback.
+
+    raise DataError("data_batch_1: 'labels' has 9,999 entries, 'data' has 10,000")
+"""
+
+__all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "DataError",
+    "DivergedError",
+    "DownloadError",
+    "FastcifarError",
+    "OutputError",
+    "StoppedError",
+]
+
+
+class FastcifarError(Exception):
+    """Base of all errors a person can cause; its message is one line."""
+
+    exit_status = 2
+
+
+class ConfigError(FastcifarError, ValueError):
+    """An option, argument or name is not one of those allowed."""
+
+
+class DataError(FastcifarError):
+    """An archive, batch file or store cannot be used."""
+
+
+class DownloadError(DataError):
+    """An archive could not be fetched."""
+
+
+class CheckpointError(FastcifarError):
+    """A checkpoint or run folder cannot be used."""
+
+
+class OutputError(FastcifarError):
+    """An output folder or file cannot be written."""
+
+
+class DivergedError(FastcifarError):
+    """Training produced a loss that is not finite."""
+
+    exit_status = 3
+
+
+class StoppedError(FastcifarError):
+    """A signal stopped a run, which was saved first.
+
+    Args:
+        message: one line that says how to go on.
+        exit_status: 128 + the signal's number, as shells report it.
+    """
+
+    def __init__(self, message: str, exit_status: int) -> None:
+        super().__init__(message)
+        self.exit_status = exit_status

@@ -1,0 +1,258 @@
+"""Job: one run, from its data to its pictures. `engine.fit` makes one and runs it.
+
+Nothing in an epoch waits for the device; its sums are read once, at its end.
+
+    Job(run, runtime, store, reporter, saved=None).train(stop)
+"""
+
+import math
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from fastcifar import checkpoint, runs
+from fastcifar.data.store import ArrayStore
+from fastcifar.errors import CheckpointError, ConfigError, DivergedError, StoppedError
+from fastcifar.evaluation import Evaluation, StopSeenError, eval_loader, evaluate, test_stats
+from fastcifar.loader import Loader
+from fastcifar.metrics import EpochStats, TestStats
+from fastcifar.nets import build_model, count_parameters
+from fastcifar.reporter import Reporter, RunResult, RunSummary
+from fastcifar.runtime import Runtime, StopRequest, environment, seed_everything
+from fastcifar.trainer import Trainer, train_epoch
+
+__all__ = ["FitResult", "Job"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitResult:
+    """A finished run: its folder, what each epoch did, and the result on the test images."""
+
+    path: Path
+    history: tuple[EpochStats, ...]
+    test: TestStats
+    run: RunResult
+
+
+class Job:
+    """One run, from its data to its pictures."""
+
+    def __init__(
+        self, run: runs.Run, rt: Runtime, store: ArrayStore, reporter: Reporter, saved: checkpoint.Checkpoint | None
+    ) -> None:
+        self.run, self.rt, self.store, self.reporter, self.saved = run, rt, store, reporter, saved
+        config, recipe = run.config, run.recipe
+        parts = [name.removeprefix(f"{recipe.split}/") for name in store.split_names()]
+        if "test" not in parts:
+            raise ConfigError(f"split {recipe.split!r} is not one of {store.name}'s: {', '.join(store.split_names())}")
+        self.evaluated = "validation" if "validation" in parts else "test"
+        self.loader = Loader(
+            store,
+            split=f"{recipe.split}/train",
+            batch_size=recipe.batch_size,
+            seed=config.seed,
+            augment=recipe.augment,
+            scaling=recipe.scaling,
+            device=rt.device,
+            channels_last=config.channels_last,
+            drop_last=recipe.drop_last,
+        )
+        images = len(self.loader.split)
+        if len(self.loader) == 0:
+            raise ConfigError(f"batch_size {recipe.batch_size} is more than the {images} training images")
+        if not recipe.drop_last and images % recipe.batch_size == 1:
+            raise ConfigError(f"batch_size {recipe.batch_size} leaves one of {images} images over: choose another")
+        self.eval_loader = eval_loader(store, f"{recipe.split}/{self.evaluated}", recipe, rt)
+        seed_everything(config.seed)
+        model = build_model(config.arch, num_classes=len(store.classes), in_channels=store.image_shape[2])
+        self.parameters = count_parameters(model)
+        self.trainer = Trainer(model, recipe, rt, steps=recipe.epochs * len(self.loader))
+        self.history: list[EpochStats] = []
+        self.epoch = 0  # the running one, from 0
+        self.elapsed = 0.0  # seconds of it before the run was stopped and resumed
+        if saved is not None:
+            self._restore(saved)
+
+    def train(self, stop: StopRequest) -> FitResult:
+        """Train what is left, then evaluate on the test images and write everything."""
+        run, recipe, reporter = self.run, self.trainer.recipe, self.reporter
+        run.write(environment())
+        try:
+            reporter.start(self._summary(), self.history)
+            warmup_seconds = self._warm_up()
+            last = None
+            while self.epoch < recipe.epochs:
+                last = self._epoch(stop)
+            tested = self.evaluated == "test" and last is not None
+            test = test_stats(last if tested and last else self._evaluate("test", stop), self.store.classes)
+            result = self._finish(test, warmup_seconds)
+        except StopSeenError:
+            self._save()
+            number = stop.signum
+            name, status = (number.name, 128 + number) if number is not None else ("", 1)
+            raise StoppedError(
+                f"stopped by {name} after step {self.trainer.step} of {self.trainer.steps}, saved; "
+                f"go on with: fastcifar train --resume {run.path}",
+                status,
+            ) from None
+        finally:
+            reporter.close()
+        return result
+
+    def _epoch(self, stop: StopRequest) -> Evaluation:
+        recipe, trainer = self.trainer.recipe, self.trainer
+        self.reporter.epoch_start(self.epoch + 1)
+        started = time.perf_counter() - self.elapsed
+        if self.loader.state_dict()["step"] == 0:
+            trainer.start_epoch()
+        try:
+            train_epoch(trainer, self.loader, self.reporter, size=self._size(self.epoch), stop=stop)
+            loss, accuracy, samples = trainer.totals.read()
+        finally:
+            self.elapsed = time.perf_counter() - started
+        if not math.isfinite(loss):
+            raise DivergedError(
+                f"the training loss became {loss} in epoch {self.epoch + 1}: try a lower --lr; "
+                f"the checkpoints before it are in {self.run.checkpoints}"
+            )
+        found = self._evaluate(self.evaluated, stop)
+        stats = EpochStats(
+            epoch=self.epoch + 1,
+            epochs=recipe.epochs,
+            step=trainer.step,
+            samples=samples,
+            train_loss=loss,
+            train_accuracy=accuracy,
+            evaluated=self.evaluated,
+            eval_loss=found.loss,
+            eval_accuracy=found.accuracy,
+            train_seconds=self.elapsed,
+            eval_seconds=found.seconds,
+            images_per_second=samples / self.elapsed,
+            learning_rate=trainer.learning_rate(trainer.step - 1),
+        )
+        self.history.append(stats)
+        self.epoch += 1
+        self.elapsed = 0.0
+        self.loader.set_epoch(self.epoch)
+        self._save()
+        self.reporter.epoch_end(stats)
+        return found
+
+    def _size(self, epoch: int) -> int | None:
+        """The side in pixels to which epoch `epoch` reduces the images; None for their own."""
+        recipe = self.trainer.recipe
+        low = epoch < int(recipe.epochs * recipe.low_resolution_part) and recipe.low_resolution > 0
+        return recipe.low_resolution if low else None
+
+    def _evaluate(self, part: str, stop: StopRequest) -> Evaluation:
+        self.reporter.evaluate_start(part)
+        loader = self.eval_loader
+        if part != self.evaluated:
+            loader = eval_loader(self.store, f"{self.trainer.recipe.split}/{part}", self.trainer.recipe, self.rt)
+        return evaluate(self.trainer.model, loader, self.rt, stop=stop)
+
+    def _warm_up(self) -> float:
+        """Compile what is compiled on first use; training times are free of it. Seconds taken."""
+        started = time.perf_counter()
+        images, labels = self.loader.batch(0, 0)
+        if self.rt.compile or self.rt.device.type == "cuda":
+            sizes = tuple(dict.fromkeys(self._size(epoch) for epoch in range(self.epoch, self.trainer.recipe.epochs)))
+            self.trainer.warm_up(images, labels, sizes=sizes)
+        return time.perf_counter() - started
+
+    def _save(self) -> None:
+        checkpoint.save(
+            self.run.checkpoints,
+            step=self.trainer.step,
+            model=self.trainer.model.state_dict(),
+            training=self.trainer.tensors(),
+            state={
+                "config_hash": self.run.config_hash(),
+                "precision": str(self.rt.precision),
+                "device": str(self.rt.device.type),
+                "loader": self.loader.state_dict(),
+                "epoch": self.epoch,
+                "elapsed": self.elapsed,
+                "history": [asdict(stats) for stats in self.history],
+            },
+        )
+
+    def _restore(self, saved: checkpoint.Checkpoint) -> None:
+        state = saved.state
+        if state["config_hash"] != self.run.config_hash():
+            raise CheckpointError(f"{saved.path} is of other options than {self.run.path / 'config.json'} now holds")
+        self.trainer.restore(saved.model, saved.training, saved.step)
+        self.loader.load_state_dict(state["loader"])
+        self.epoch, self.elapsed = state["epoch"], state["elapsed"]
+        self.history = [EpochStats(**values) for values in state["history"]]
+
+    def _summary(self) -> RunSummary:
+        recipe, store, run, saved = self.trainer.recipe, self.store, self.run, self.saved
+        notices = list(saved.skipped) if saved else []
+        if saved:
+            notices.append(f"resumed after step {saved.step} of {self.trainer.steps}")
+            if (saved.state["precision"], saved.state["device"]) != (str(self.rt.precision), self.rt.device.type):
+                was = f"{saved.state['precision']} on {saved.state['device']}"
+                notices.append(f"the run was started in {was}: it goes on, but not bit for bit")
+        if not store.verified:
+            notices.append("the data are an unverified copy: not the published checksum")
+        size = f", {recipe.low_resolution} pixels a side at first" if self._size(0) else ""
+        images = f"{len(self.loader.split):,} training, {len(self.eval_loader.split):,} {self.evaluated} images"
+        megabytes = store.images.nbytes / 1e6
+        return RunSummary(
+            title=run.title,
+            choices=(
+                *self.rt.reasons,
+                ("placement", f"device: the store's {megabytes:.0f} MB fit, {self.loader.backend} kernel"),
+                ("data", f"{store.name}, split {recipe.split}: {images}"),
+                (
+                    "recipe",
+                    f"{run.config.recipe}: {recipe.optimizer}, lr {recipe.lr:g} {recipe.schedule}, batch {recipe.batch_size}, "
+                    f"{recipe.epochs} epochs{size}",
+                ),
+                ("net", f"{run.config.arch}, {self.parameters:,} parameters, seed {run.config.seed}"),
+                ("run", str(run.path)),
+            ),
+            epochs=recipe.epochs,
+            steps_per_epoch=len(self.loader),
+            evaluated=self.evaluated,
+            notices=tuple(notices),
+        )
+
+    def _finish(self, test: TestStats, warmup_seconds: float) -> FitResult:
+        from fastcifar.figures import write_figures  # matplotlib takes a second to import
+        from fastcifar.page import write_page
+
+        run, history = self.run, tuple(self.history)
+        train_seconds = sum(stats.train_seconds for stats in history)
+        figures = write_figures(run.path / "figures", history, test, title=run.title)
+        page = run.path / "report.html"
+        result = RunResult(
+            test=test,
+            epochs=len(history),
+            train_seconds=train_seconds,
+            eval_seconds=sum(stats.eval_seconds for stats in history),
+            warmup_seconds=warmup_seconds,
+            images_per_second=sum(stats.samples for stats in history) / train_seconds,
+            parameters=self.parameters,
+            files=(
+                ("checkpoint", str(run.checkpoints)),
+                ("metrics", str(run.path / "metrics.jsonl")),
+                ("figures", str(run.path / "figures")),
+                ("report", str(page)),
+            ),
+        )
+        write_page(
+            page,
+            title=run.title,
+            config=run.config_json(),
+            environment=environment(),
+            choices=self._summary().choices,
+            history=history,
+            test=test,
+            result=result,
+            figures=figures,
+        )
+        self.reporter.finish(result)
+        return FitResult(path=run.path, history=history, test=test, run=result)

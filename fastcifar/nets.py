@@ -1,0 +1,100 @@
+"""The nets of the original report, as data: `ARCHS["big"]`, `ARCHS["small"]`.
+
+Each 3x3 convolution (padding 1) and each hidden fully connected layer is followed by ReLU, then by a
+BatchNorm of its own; each block ends in a 3x3 max-pool of stride 2. The last layer gives raw logits.
+
+    build_model("big", num_classes=10)(images)    # [B, 3, 32, 32] -> [B, 10]
+"""
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+from torch import Tensor, nn
+
+from fastcifar.errors import ConfigError
+
+__all__ = ["ARCHS", "Arch", "ConvNet", "build_model", "check_image_size", "count_parameters"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arch:
+    """A net's shape: channels of each convolution, block by block, and widths of the hidden layers."""
+
+    blocks: tuple[tuple[int, ...], ...]
+    hidden: tuple[int, ...]
+
+
+ARCHS = {
+    "big": Arch(blocks=((64, 64), (128, 128), (256, 256), (512, 512)), hidden=(128, 256, 512, 1024)),
+    "small": Arch(blocks=((64,), (128,), (256,), (512,)), hidden=(128,)),
+}
+
+# Four pools take every side from 17 to 32 pixels to 2, so the same weights run at any of them.
+_SMALLEST, _LARGEST = 17, 32
+_POOLED = 2
+
+
+class ConvNet(nn.Module):
+    """A net described by an `Arch`.
+
+    Args:
+        arch: the shape.
+        num_classes: number of logits, K.
+        in_channels: channels of the images, C.
+    """
+
+    def __init__(self, arch: Arch, *, num_classes: int, in_channels: int = 3) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        channels = in_channels
+        for block in arch.blocks:
+            for width in block:
+                layers += [nn.Conv2d(channels, width, 3, padding=1), nn.ReLU(), nn.BatchNorm2d(width)]
+                channels = width
+            layers.append(nn.MaxPool2d(3, stride=2, padding=1))
+        self.features = nn.Sequential(*layers)
+        widths = (channels * _POOLED**2, *arch.hidden)
+        hidden: list[nn.Module] = []
+        for before, after in pairwise(widths):
+            hidden += [nn.Linear(before, after), nn.ReLU(), nn.BatchNorm1d(after)]
+        self.classifier = nn.Sequential(nn.Flatten(), *hidden, nn.Linear(widths[-1], num_classes))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits.
+
+        Args:
+            images: floating [B, C, H, W], H and W from 17 to 32.
+
+        Returns:
+            floating [B, K].
+        """
+        logits: Tensor = self.classifier(self.features(images))
+        return logits
+
+
+def build_model(name: str, *, num_classes: int, in_channels: int = 3) -> ConvNet:
+    """A freshly initialised net (PyTorch's default initialisation, from the global generator).
+
+    Raises:
+        ConfigError: no architecture has that name, or a count is not positive.
+    """
+    if name not in ARCHS:
+        raise ConfigError(f"unknown arch {name!r}: choose from {', '.join(sorted(ARCHS))}")
+    if num_classes < 1 or in_channels < 1:
+        raise ConfigError(f"num_classes and in_channels must be positive, got {num_classes} and {in_channels}")
+    return ConvNet(ARCHS[name], num_classes=num_classes, in_channels=in_channels)
+
+
+def check_image_size(height: int, width: int) -> None:
+    """Refuse images that the nets cannot take.
+
+    Raises:
+        ConfigError: a side is not from 17 to 32 pixels.
+    """
+    if not (_SMALLEST <= height <= _LARGEST and _SMALLEST <= width <= _LARGEST):
+        raise ConfigError(f"these nets take images of {_SMALLEST} to {_LARGEST} pixels a side, got {height} x {width}")
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Number of trainable parameters."""
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)

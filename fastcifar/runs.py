@@ -1,0 +1,128 @@
+"""The folder of a run: made at its start, found again to resume or evaluate.
+
+`config.json` holds the options and the recipe they resolved to; `environment.json` versions and hardware.
+
+    run = create(TrainConfig(), resolve(TrainConfig()))
+"""
+
+import dataclasses
+import hashlib
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fastcifar.config import Recipe, TrainConfig
+from fastcifar.errors import CheckpointError, ConfigError, OutputError
+from fastcifar.publish import publish_json
+
+__all__ = ["Run", "create", "reopen"]
+
+# What may differ when a run is resumed: where things are and what computes, not what is computed.
+_FREE = ("data", "allow_unverified", "device", "compile", "out", "resume")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A run's folder and what it was started with."""
+
+    path: Path
+    config: TrainConfig
+    recipe: Recipe
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def title(self) -> str:
+        """Such as "big on cifar10"."""
+        return f"{self.config.arch} on {Path(self.config.dataset).name}"
+
+    def config_json(self) -> dict[str, Any]:
+        """The content of config.json."""
+        return {"config": self.config.to_json(), "recipe": dataclasses.asdict(self.recipe)}
+
+    def config_hash(self) -> str:
+        """SHA-256 of everything the weights depend on."""
+        fixed = self.config_json()
+        fixed["config"] = {key: value for key, value in fixed["config"].items() if key not in _FREE}
+        return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()
+
+    def write(self, environment: Mapping[str, Any]) -> None:
+        """Publish config.json and environment.json.
+
+        Raises:
+            OutputError: they cannot be written.
+        """
+        try:
+            publish_json(self.path / "config.json", self.config_json())
+            publish_json(self.path / "environment.json", dict(environment))
+        except OSError as error:
+            raise OutputError(f"{error.filename or self.path} cannot be written: {error.strerror or error}") from None
+
+
+def create(config: TrainConfig, recipe: Recipe) -> Run:
+    """Make the folder of a new run.
+
+    Raises:
+        OutputError: it cannot be made, or holds something already.
+    """
+    path = config.out
+    if path is None:
+        stem = f"{Path(config.dataset).name}-{config.arch}-{config.recipe}-{time.strftime('%Y%m%d-%H%M%S')}"
+        path = Path("runs") / stem
+        number = 1
+        while path.exists():
+            number += 1
+            path = Path("runs") / f"{stem}-{number}"
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        if any(path.iterdir()):
+            hint = f"resume it with --resume {path}, or" if (path / "config.json").exists() else "please"
+            raise OutputError(f"out {str(path)!r} is not empty: {hint} choose another folder")
+        publish_json(path / "config.json", {})  # now, not after an hour of training
+        (path / "config.json").unlink()
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise OutputError(f"out {str(path)!r} cannot be written ({reason}): choose another folder with --out") from None
+    return Run(path=path, config=config, recipe=recipe)
+
+
+def reopen(path: Path, given: TrainConfig | None = None) -> Run:
+    """Find a run again.
+
+    Args:
+        path: its folder.
+        given: options of the resuming command; those of `_FREE` are taken over, any other must be the run's own.
+
+    Raises:
+        CheckpointError: `path` is not a run's folder, or its config.json is damaged.
+        ConfigError: `given` asks for something else than the run was started with.
+    """
+    try:
+        stored = json.loads((path / "config.json").read_bytes())
+        config = TrainConfig.from_json(stored["config"])
+        recipe = Recipe.from_json(stored["recipe"])
+    except OSError as error:
+        raise CheckpointError(f"{path} is not a run: config.json: {error.strerror}") from None
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise CheckpointError(f"{path / 'config.json'} is damaged: {error}") from None
+    if given is not None:
+        default = TrainConfig()
+        changed = {}
+        for field in dataclasses.fields(TrainConfig):
+            value = getattr(given, field.name)
+            if value == getattr(default, field.name) or value == getattr(config, field.name):
+                continue
+            if field.name not in _FREE:
+                own = getattr(config, field.name)
+                raise ConfigError(
+                    f"{field.name} {value!r} differs from the run's {own!r}: a resumed run keeps its options"
+                )
+            changed[field.name] = value
+        config = dataclasses.replace(config, **{**changed, "out": None, "resume": None})
+    return Run(path=path, config=config, recipe=recipe)

@@ -1,0 +1,71 @@
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fastcifar.config import Augment, Recipe, TrainConfig
+from fastcifar.errors import ConfigError
+from fastcifar.recipes import RECIPES, resolve
+
+
+@pytest.mark.parametrize(
+    ("make", "options", "message"),
+    [
+        (Augment, {"crop": -1}, "crop must be a whole number at least 0, got -1"),
+        (Augment, {"crop": True}, "crop must be a whole number"),
+        (Augment, {"padding": "edge"}, "padding must be one of reflect, zero, got 'edge'"),
+        (Augment, {"flip": "both"}, "flip must be one of none, random, alternating"),
+        (TrainConfig, {"epochs": 0}, "epochs must be a whole number at least 1, got 0"),
+        (TrainConfig, {"batch_size": 1}, "batch_size must be a whole number at least 2"),
+        (TrainConfig, {"lr": 0.0}, "lr must be a number above 0"),
+        (TrainConfig, {"lr": float("nan")}, "lr must be a number above 0"),
+        (TrainConfig, {"seed": 2**64}, "seed must be a whole number from 0"),
+        (TrainConfig, {"split": "all"}, "split must be one of report, full, holdout, got 'all'"),
+        (TrainConfig, {"compile": "yes"}, "compile must be one of auto, on, off"),
+        (TrainConfig, {"amp_dtype": "bfloat16"}, "needs amp"),
+        (TrainConfig, {"out": Path("a"), "resume": Path("b")}, "cannot be given with resume"),
+    ],
+)
+def test_a_wrong_option_names_itself_and_its_value(make: Any, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        make(**options)
+    assert "\n" not in str(caught.value)
+
+
+def test_recipe_fields_are_checked() -> None:
+    good = RECIPES["fast"]
+    for change in (
+        {"optimizer": "rmsprop"},
+        {"schedule": "cosine"},
+        {"label_smoothing": 1.5},
+        {"warmup": -0.1},
+        {"momentum": "high"},
+        {"low_resolution": 2.5},
+    ):
+        (name,) = change
+        with pytest.raises(ConfigError, match=name):
+            dataclasses.replace(good, **change)
+
+
+def test_configs_survive_json() -> None:
+    config = TrainConfig(arch="small", data=Path("a b/ü"), lr=0.1, seed=2**63, amp=True)
+    assert TrainConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
+    for recipe in RECIPES.values():
+        assert Recipe.from_json(json.loads(json.dumps(dataclasses.asdict(recipe)))) == recipe
+
+
+def test_resolve_lays_options_over_the_recipe() -> None:
+    recipe = resolve(TrainConfig(recipe="report", epochs=3, lr=0.5))
+    assert recipe == dataclasses.replace(RECIPES["report"], epochs=3, lr=0.5)
+    with pytest.raises(ConfigError, match="unknown recipe 'slow': choose from fast, report"):
+        resolve(TrainConfig(recipe="slow"))
+
+
+def test_the_report_recipe_is_the_reports() -> None:
+    recipe = resolve(TrainConfig(recipe="report"))
+    assert (recipe.optimizer, recipe.lr, recipe.batch_size, recipe.epochs) == ("adam", 1e-3, 32, 20)
+    assert (recipe.scaling, recipe.augment, recipe.split, recipe.schedule) == ("raw", Augment(), "report", "constant")
+    assert not recipe.drop_last
+    assert recipe.label_smoothing == recipe.weight_decay == recipe.low_resolution == 0

@@ -1,0 +1,270 @@
+import gc
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import fastcifar
+from fastcifar.config import Augment
+from fastcifar.data.store import ArrayStore, SourceFile, write_store
+from fastcifar.errors import ConfigError
+from fastcifar.loader import Loader
+
+AUGMENT = Augment(crop=2, padding="reflect", flip="random", cutout=3)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> ArrayStore:
+    """103 training images in two files, 20 for test; the label is the image's number, so that samples are known."""
+    generator = np.random.default_rng(0)
+    sizes = {"a": 60, "b": 43, "c": 20}
+    files, start = [], 0
+    for name, size in sizes.items():
+        images = generator.integers(0, 256, (size, 8, 8, 3), np.uint8)
+        files.append(SourceFile(name, images, np.arange(start, start + size)))
+        start += size
+    path = tmp_path_factory.mktemp("loader") / "store"
+    splits = {"full": {"train": ["a", "b"], "test": ["c"]}}
+    write_store(path, files, name="numbered", classes=[str(i) for i in range(123)], splits=splits, source={})
+    return ArrayStore(path)
+
+
+def labels_of(loader: Loader) -> list[int]:
+    return torch.cat([labels for _, labels in loader]).tolist()
+
+
+def same(a: Any, b: Any) -> bool:
+    return torch.equal(a.images, b.images) and torch.equal(a.labels, b.labels)
+
+
+def test_the_example_of_the_documentation(store: ArrayStore) -> None:
+    loader = fastcifar.Loader(
+        store,
+        split="train",
+        batch_size=32,
+        seed=0,
+        augment=fastcifar.Augment(crop=2, padding="reflect", flip="alternating", cutout=0),
+        scaling="standardize",
+        dtype=torch.float32,
+        device="cpu",
+        order="random",
+        drop_last=True,
+        placement="auto",
+        backend="auto",
+        rank=0,
+        world_size=1,
+    )
+    assert len(loader) == 3
+    for images, labels in loader:
+        assert images.shape == (32, 3, 8, 8)
+        assert images.dtype == torch.float32
+        assert images.is_contiguous(memory_format=torch.channels_last)
+        assert labels.shape == (32,)
+        assert labels.dtype == torch.int64
+
+
+def test_each_epoch_has_each_sample_once_in_a_new_order(store: ArrayStore) -> None:
+    loader = Loader(store, batch_size=10)
+    first, second = labels_of(loader), labels_of(loader)
+    assert sorted(first) == sorted(second) == list(range(103))
+    assert first != second
+    assert first != sorted(first)
+    assert labels_of(Loader(store, batch_size=10)) == first
+    assert labels_of(Loader(store, batch_size=10, seed=1)) != first
+    assert labels_of(Loader(store, batch_size=10, order="sequential")) == list(range(103))
+    assert labels_of(Loader(store, split="test", batch_size=10, order="sequential")) == list(range(103, 123))
+    assert sorted(labels_of(Loader(store, batch_size=10, split="holdout/validation"))) == sorted(
+        store.labels[store.split("holdout/validation").rows].tolist()
+    )
+
+
+def test_without_augmentation_batches_are_the_scaled_images(store: ArrayStore) -> None:
+    raw = {int(label): image for label, image in zip(store.labels, store.images, strict=True)}
+    for images, labels in Loader(store, batch_size=50, scaling="raw"):
+        for image, label in zip(images, labels, strict=True):
+            np.testing.assert_array_equal(image.permute(1, 2, 0).numpy(), raw[int(label)])
+    images = torch.cat([images for images, _ in Loader(store, batch_size=50)])
+    torch.testing.assert_close(images.mean((0, 2, 3)), torch.zeros(3), atol=1e-4, rtol=0)
+    torch.testing.assert_close(images.std((0, 2, 3), correction=0), torch.ones(3), atol=1e-4, rtol=0)
+
+
+def test_the_test_images_are_scaled_by_the_training_images(store: ArrayStore) -> None:
+    train = store.split("train")
+    images, labels = Loader(store, split="test", batch_size=20, order="sequential").batch(0, 0)
+    expected = (store.images[103:].astype(np.float64) - train.mean) / train.std
+    np.testing.assert_allclose(images.permute(0, 2, 3, 1).numpy(), expected, atol=2e-4)
+    assert labels[0] == 103
+
+
+@pytest.mark.parametrize("backend", ["cpu", "eager"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_batch_is_a_pure_function_of_seed_epoch_and_step(
+    store: ArrayStore, backend: Any, dtype: torch.dtype
+) -> None:
+    options: Any = {"batch_size": 16, "seed": 5, "augment": AUGMENT, "dtype": dtype}
+    loader = Loader(store, backend="cpu", **options)
+    passes = [list(loader) for _ in range(2)]
+    other = Loader(store, backend=backend, **options)
+    for epoch, step in [(1, 3), (0, 6), (0, 0), (1, 3)]:  # in any order, as often as wanted
+        assert same(other.batch(epoch, step), passes[epoch][step])
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 7, 16])
+@pytest.mark.parametrize("drop_last", [False, True])
+def test_ranks_share_out_each_global_batch(store: ArrayStore, world_size: int, drop_last: bool) -> None:
+    options: Any = {"batch_size": 20, "augment": AUGMENT, "drop_last": drop_last}
+    whole = Loader(store, **options)
+    ranks = [Loader(store, rank=rank, world_size=world_size, **options) for rank in range(world_size)]
+    assert {len(loader) for loader in ranks} == {len(whole)} == {5 if drop_last else 6}
+    for step in range(len(whole)):
+        parts = [loader.batch(0, step) for loader in ranks]
+        sizes = [len(part.labels) for part in parts]
+        assert max(sizes) - min(sizes) <= 1
+        assert torch.equal(torch.cat([part.images for part in parts]), whole.batch(0, step).images)
+        assert torch.equal(torch.cat([part.labels for part in parts]), whole.batch(0, step).labels)
+
+
+@pytest.mark.parametrize("world_size", [1, 3])
+def test_padding_keeps_shapes_and_is_masked(store: ArrayStore, world_size: int) -> None:
+    seen = []
+    for rank in range(world_size):
+        loader = Loader(store, batch_size=25, order="sequential", pad_last=True, rank=rank, world_size=world_size)
+        for batch in loader:
+            assert batch.images.shape[0] == len(batch.labels) == -(-25 // world_size)
+            assert (batch.images[~batch.mask] == 0).all()
+            assert (batch.labels[~batch.mask] == -100).all()
+            seen += batch.labels[batch.mask].tolist()
+    assert sorted(seen) == list(range(103))
+
+
+def test_a_position_is_restored_at_every_step(store: ArrayStore) -> None:
+    options: Any = {"batch_size": 30, "augment": AUGMENT}
+    through = Loader(store, **options)
+    batches = [batch for _ in range(2) for batch in through]
+    for done in range(len(batches) + 1):
+        first = Loader(store, **options)
+        taken = 0
+        while taken < done:
+            for _ in first:
+                taken += 1
+                if taken == done:
+                    break
+        second = Loader(store, **options)
+        second.load_state_dict(first.state_dict())
+        rest = [batch for _ in range(3) for batch in second][: len(batches) - done]
+        assert len(rest) == len(batches) - done
+        assert all(same(a, b) for a, b in zip(rest, batches[done:], strict=True))
+
+
+def test_a_state_holds_for_any_rank_and_is_small(store: ArrayStore) -> None:
+    import json
+
+    loader = Loader(store, batch_size=20)
+    next(iter(loader))
+    state = json.loads(json.dumps(loader.state_dict()))
+    assert len(json.dumps(state)) < 400
+    for rank in range(3):
+        other = Loader(store, batch_size=20, rank=rank, world_size=3)
+        other.load_state_dict(state)
+        assert same(next(iter(other)), other.batch(0, 1))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"digest": "0"}, "its digest is '0'"),
+        ({"split": "full/test"}, "its split is 'full/test', here 'full/train'"),
+        ({"batch_size": 7}, "its batch_size is 7, here 20"),
+        ({"seed": 1}, "its seed is 1"),
+        ({"version": 2}, "version 2"),
+        ({"step": 99}, "step 99, an epoch has 6"),
+        ({"step": -1}, "step -1"),
+        ({"epoch": None}, "epoch must be a whole number"),
+    ],
+)
+def test_another_data_sets_state_is_refused(store: ArrayStore, change: dict[str, Any], message: str) -> None:
+    loader = Loader(store, batch_size=20)
+    with pytest.raises(ConfigError, match=message):
+        loader.load_state_dict(loader.state_dict() | change)
+
+
+def test_a_pass_that_was_broken_off_is_followed_by_the_next_epoch(store: ArrayStore) -> None:
+    loader = Loader(store, batch_size=20)
+    for _ in loader:
+        break
+    assert same(next(iter(loader)), loader.batch(1, 0))
+    loader.set_epoch(7)
+    assert same(next(iter(loader)), loader.batch(7, 0))
+
+
+def test_breaking_off_leaves_nothing_behind(store: ArrayStore) -> None:
+    loader = Loader(store, batch_size=20)
+    next(iter(loader))
+    threads = threading.active_count()
+    for _ in range(50):
+        for _ in loader:
+            break
+    gc.collect()
+    assert threading.active_count() == threads
+
+
+def test_loaders_share_one_copy_of_the_bytes(store: ArrayStore) -> None:
+    from fastcifar import loader as module
+
+    first, second = Loader(store, split="train"), Loader(store, split="test")
+    assert first.dataset is second.dataset
+    assert len(module._placed[store]) == 1
+
+
+def test_a_damaged_store_is_found_when_it_is_placed(store: ArrayStore, tmp_path: Path) -> None:
+    import shutil
+
+    from fastcifar.errors import DataError
+
+    copy = tmp_path / "copy"
+    shutil.copytree(store.path, copy)
+    with open(copy / "images.npy", "r+b") as handle:
+        handle.seek(1000)
+        handle.write(b"\0\1\2\3")
+    with pytest.raises(DataError, match="do not have their checksum"):
+        Loader(copy)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"split": "dev"}, "unknown split 'dev'"),
+        ({"batch_size": 0}, "batch_size must be a whole number from 1 to .*, got 0"),
+        ({"batch_size": 1.5}, "batch_size must be a whole number"),
+        ({"seed": -1}, "seed must be"),
+        ({"rank": 2, "world_size": 2}, "rank must be a whole number from 0 to 1, got 2"),
+        ({"world_size": 0}, "world_size must be"),
+        ({"scaling": "zscore"}, "scaling must be one of raw, unit, signed, standardize, got 'zscore'"),
+        ({"order": "shuffled"}, "order must be one of"),
+        ({"placement": "gpu"}, "placement must be one of"),
+        ({"backend": "dali9"}, "backend must be one of"),
+        ({"dtype": torch.float64}, "dtype must be one of .*got torch.float64"),
+        ({"device": "abacus"}, "device 'abacus' is none that PyTorch knows"),
+        ({"device": "meta", "backend": "cpu"}, "backend 'cpu' needs device 'cpu'"),
+        ({"augment": {"crop": 2}}, "augment must be an Augment or None"),
+        ({"augment": Augment(crop=8)}, "crop 8 with reflect padding must be below 8"),
+        ({"augment": Augment(cutout=9)}, "cutout must be at most 8 pixels for these images, got 9"),
+        ({"drop_last": True, "pad_last": True}, "cannot both be on"),
+    ],
+)
+def test_a_wrong_option_names_itself_its_value_and_what_is_allowed(
+    store: ArrayStore, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        Loader(store, **options)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_step_out_of_range_is_an_index_error(store: ArrayStore) -> None:
+    with pytest.raises(IndexError, match="step 6 is out of range: an epoch has 6 batches"):
+        Loader(store, batch_size=20).batch(0, 6)
+    with pytest.raises(ConfigError, match="epoch must be"):
+        Loader(store).set_epoch(-1)

@@ -1,0 +1,243 @@
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from fastcifar.data.store import ArrayStore, SourceFile, write_store
+from fastcifar.errors import ConfigError, DataError
+
+SPLITS = {
+    "report": {"train": ["a"], "validation": ["b"], "test": ["c"]},
+    "full": {"train": ["a", "b"], "test": ["c"]},
+}
+
+
+def source_files(channels: int = 3, sizes: tuple[int, ...] = (1500, 30, 20)) -> list[SourceFile]:
+    generator = np.random.default_rng(0)
+    return [
+        SourceFile(
+            name,
+            generator.integers(0, 256, (size, 8, 6, channels), np.uint8),
+            generator.integers(0, 4, size).astype(np.int64),
+        )
+        for name, size in zip("abc", sizes, strict=True)
+    ]
+
+
+def make(path: Path, files: list[SourceFile] | None = None) -> ArrayStore:
+    write_store(
+        path,
+        files or source_files(),
+        name="tiny",
+        classes=["w", "x", "y", "z"],
+        splits=SPLITS,
+        source={"origin": "a test", "verified": True},
+    )
+    return ArrayStore(path)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ArrayStore:
+    return make(tmp_path / "tiny")
+
+
+def everything(files: list[SourceFile]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    return np.concatenate([f.images for f in files]), np.concatenate([f.labels for f in files])
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_what_is_written_is_read(tmp_path: Path, channels: int) -> None:
+    files = source_files(channels)
+    store = make(tmp_path / "s", files)
+    images, labels = everything(files)
+    np.testing.assert_array_equal(store.images, images)
+    np.testing.assert_array_equal(store.load(), images)
+    np.testing.assert_array_equal(store.labels, labels)
+    assert len(store) == 1550
+    assert store.image_shape == (8, 6, channels)
+    assert store.classes == ("w", "x", "y", "z")
+    assert store.verified
+    store.verify()
+
+
+def test_any_numpy_reads_the_files(store: ArrayStore) -> None:
+    images = np.load(store.path / "images.npy", mmap_mode="r", allow_pickle=False)
+    assert images.shape == (1550, 8, 6, 3)
+    np.testing.assert_array_equal(np.load(store.path / "labels.npy", allow_pickle=False), store.labels)
+
+
+def test_planes_in_any_stride_order_are_written_as_nhwc(tmp_path: Path) -> None:
+    planar = np.random.default_rng(1).integers(0, 256, (5, 3, 4, 2), np.uint8)
+    file = SourceFile("a", planar.transpose(0, 2, 3, 1), np.zeros(5, np.int64))
+    write_store(tmp_path / "s", [file], name="s", classes=["only"], splits={}, source={})
+    np.testing.assert_array_equal(ArrayStore(tmp_path / "s").images, planar.transpose(0, 2, 3, 1))
+    assert not ArrayStore(tmp_path / "s").verified
+
+
+def test_the_map_is_read_only(store: ArrayStore) -> None:
+    with pytest.raises(ValueError, match="read-only"):
+        store.images[0, 0, 0, 0] = 1
+
+
+def test_equal_content_has_an_equal_digest_wherever_it_came_from(tmp_path: Path) -> None:
+    first, second = make(tmp_path / "1"), make(tmp_path / "2")
+    assert first.digest == second.digest
+    files = source_files()
+    files[1].images[3, 2, 1, 0] ^= 1
+    assert make(tmp_path / "3", files).digest != first.digest
+
+
+@pytest.mark.parametrize("name", ["train", "test", "report/train", "report/validation", "report/test", "full/train"])
+def test_splits_are_the_named_files(store: ArrayStore, name: str) -> None:
+    scheme, part = name.split("/") if "/" in name else ("full", name)
+    by_name = {file.name: file for file in source_files()}
+    images, labels = everything([by_name[f] for f in SPLITS[scheme][part]])
+    split = store.split(name)
+    assert len(split) == len(images)
+    np.testing.assert_array_equal(store.images[np.asarray(split.rows)], images)
+    np.testing.assert_array_equal(store.labels[np.asarray(split.rows)], labels)
+
+
+@pytest.mark.parametrize("scheme", ["report", "full", "holdout"])
+def test_statistics_are_the_training_parts_own(store: ArrayStore, scheme: str) -> None:
+    train = store.split(f"{scheme}/train")
+    pixels = store.images[np.asarray(train.rows)].reshape(-1, 3).astype(np.float64)
+    for part in ("train", "test"):
+        split = store.split(f"{scheme}/{part}")
+        np.testing.assert_allclose(split.mean, pixels.mean(0), rtol=1e-12)
+        np.testing.assert_allclose(split.std, pixels.std(0), rtol=1e-12)
+
+
+def test_holdout_partitions_the_training_images(store: ArrayStore) -> None:
+    train, validation, test = (store.split(f"holdout/{part}") for part in ("train", "validation", "test"))
+    assert len(validation) == 153
+    rows = np.concatenate([np.asarray(train.rows), np.asarray(validation.rows)])
+    np.testing.assert_array_equal(np.sort(rows), np.arange(1530))
+    assert test.rows == range(1530, 1550)
+    # the draw is for good: results on holdout stay comparable
+    np.testing.assert_array_equal(store.split("holdout/validation").rows, validation.rows)
+    assert np.asarray(validation.rows)[:4].tolist() == [4, 9, 14, 18]
+    assert validation.rows[-1] > 1400  # spread over all files, not a block
+
+
+def test_random_access_is_the_reports(store: ArrayStore) -> None:
+    split = store.split("report/validation")
+    label, image = split[3]
+    assert isinstance(label, int)
+    assert image.shape == (3, 8, 6)
+    assert image.dtype == np.uint8
+    np.testing.assert_array_equal(image, store.images[1503].transpose(2, 0, 1))
+    labels, images = split[[3, 0, -1]]
+    assert labels.tolist() == [store.labels[1503], store.labels[1500], store.labels[1529]]
+    np.testing.assert_array_equal(images, store.images[[1503, 1500, 1529]].transpose(0, 3, 1, 2))
+    assert split[-1][0] == store.labels[1529]
+
+
+def test_scale_maps_pixels_to_minus_one_to_one(store: ArrayStore) -> None:
+    raw, scaled = store.split("train")[5][1], store.split("train", scale=True)[5][1]
+    assert scaled.dtype == np.float32
+    np.testing.assert_allclose(scaled, raw.astype(np.float64) / 127.5 - 1, atol=1e-6)
+
+
+@pytest.mark.parametrize("index", [30, -31, [0, 30]])
+def test_an_index_out_of_range_is_an_index_error(store: ArrayStore, index: int | list[int]) -> None:
+    with pytest.raises(IndexError, match="report/validation, which has 30 images"):
+        store.split("report/validation")[index]
+
+
+def test_an_index_of_the_wrong_type_is_a_type_error(store: ArrayStore) -> None:
+    with pytest.raises(TypeError, match="takes an int"):
+        store.split("train")["a"]  # type: ignore[index]
+
+
+def test_an_unknown_split_lists_those_there_are(store: ArrayStore) -> None:
+    with pytest.raises(ConfigError, match="unknown split 'dev': choose from train, test, report/train"):
+        store.split("dev")
+
+
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [
+        (SourceFile("b", np.zeros((2, 8, 5, 3), np.uint8), np.zeros(2, np.int64)), r"b: images are \[8, 5, 3\]"),
+        (SourceFile("b", np.zeros((2, 8, 6, 3), np.float32), np.zeros(2, np.int64)), "b: images must be uint8"),
+        (SourceFile("b", np.zeros((2, 8, 6, 3), np.uint8), np.zeros(3, np.int64)), "b: 2 images, but labels"),
+        (SourceFile("b", np.zeros((2, 8, 6, 3), np.uint8), np.array([0, 4])), "b: labels run from 0 to 4"),
+        (SourceFile("d", np.zeros((2, 8, 6, 3), np.uint8), np.zeros(2, np.int64)), "needs the file 'b'"),
+    ],
+)
+def test_bad_files_are_refused_and_leave_nothing(tmp_path: Path, file: SourceFile, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        make(tmp_path / "s", [source_files()[0], file])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_every_flipped_byte_is_found(store: ArrayStore) -> None:
+    generator = np.random.default_rng(2)
+    for name in ("images.npy", "labels.npy", "manifest.json"):
+        path = store.path / name
+        good = path.read_bytes()
+        places = [0, 5, 127, 128, len(good) - 2, *generator.integers(0, len(good), 60)]
+        for place in places:
+            bad = bytearray(good)
+            bad[place] ^= 1 << int(generator.integers(0, 8))
+            if name == "manifest.json" and _same_content(good, bytes(bad)):
+                continue
+            path.write_bytes(bytes(bad))
+            with pytest.raises(DataError):
+                ArrayStore(store.path, verify=True)
+        path.write_bytes(good)
+    ArrayStore(store.path, verify=True)
+
+
+def _same_content(good: bytes, bad: bytes) -> bool:
+    """Whether two manifests differ only in white space or in where the data came from."""
+    try:
+        a, b = json.loads(good), json.loads(bad)
+    except ValueError:
+        return False
+    a.pop("source"), b.pop("source", None)
+    return bool(a == b)
+
+
+@pytest.mark.parametrize("name", ["images.npy", "labels.npy", "manifest.json"])
+def test_every_cut_is_found_before_mapping(store: ArrayStore, name: str) -> None:
+    path = store.path / name
+    good = path.read_bytes()
+    for length in (0, 1, 127, 128, len(good) // 2, len(good) - 1):
+        path.write_bytes(good[:length])
+        with pytest.raises(DataError, match=name.split(".")[0]):
+            ArrayStore(store.path)
+    path.unlink()
+    with pytest.raises(DataError):
+        ArrayStore(store.path)
+
+
+def test_a_flip_is_found_when_the_bytes_are_first_copied(store: ArrayStore) -> None:
+    path = store.path / "images.npy"
+    with open(path, "r+b") as handle:
+        handle.seek(5000)
+        byte = handle.read(1)
+        handle.seek(5000)
+        handle.write(bytes([byte[0] ^ 4]))
+    opened = ArrayStore(store.path)
+    with pytest.raises(DataError, match=r"images\.npy: bytes 0 to 4194304 do not have their checksum"):
+        opened.load()
+
+
+def test_what_is_no_store_is_said(tmp_path: Path, store: ArrayStore) -> None:
+    with pytest.raises(DataError, match="is not a store: there is no manifest"):
+        ArrayStore(tmp_path / "nowhere")
+    other = tmp_path / "other"
+    shutil.copytree(store.path, other)
+    (other / "manifest.json").write_text('{"format": "else"}')
+    with pytest.raises(DataError, match="not one of fastcifar's"):
+        ArrayStore(other)
+    (other / "manifest.json").write_text('{"format": "fastcifar-store", "version": 2}')
+    with pytest.raises(DataError, match="format version 2, this fastcifar reads 1: update"):
+        ArrayStore(other)
+    (other / "manifest.json").write_text("[" * 100_000)
+    with pytest.raises(DataError, match="is not JSON"):
+        ArrayStore(other)

@@ -1,0 +1,143 @@
+"""The house as it was drawn: which module may import which, and which may touch what."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "fastcifar"
+
+LEAVES = {"errors", "config", "publish", "metrics"}
+# module or package -> what it may import beside the leaves
+ARROWS: dict[str, set[str]] = {
+    "errors": set(),
+    "config": set(),
+    "publish": set(),
+    "metrics": set(),
+    "nets": set(),
+    "recipes": set(),
+    "optim": set(),
+    "runtime": set(),
+    "formats": set(),
+    "phase": {"formats"},
+    "reporter": set(),
+    "console": {"reporter", "formats", "phase"},
+    "figures": set(),
+    "page": {"reporter", "formats"},
+    "checkpoint": set(),
+    "runs": set(),
+    "data": set(),
+    "kernels": set(),
+    "loader": {"data", "kernels"},
+    "evaluation": {"loader", "data", "runtime"},
+    "trainer": {"loader", "evaluation", "optim", "reporter", "runtime"},
+    "job": {
+        *{"trainer", "evaluation", "loader", "data", "nets", "reporter", "runtime"},
+        *{"checkpoint", "runs", "figures", "page"},
+    },
+    "engine": {"job", "trainer", "evaluation", "data", "nets", "recipes", "reporter", "runtime", "checkpoint", "runs"},
+    "commands": {"engine", "console", "data"},
+    "train": {"commands"},
+    "__main__": {"commands"},
+}
+# each leaf's own imports: none but the errors
+ONLY_ERRORS = LEAVES | {"nets"}
+
+# third-party or standard module -> the only modules of ours that may import it
+GUARDED = {
+    "rich": {"console", "phase"},
+    "tyro": {"commands"},
+    "argparse": {"commands"},
+    "urllib": {"data.archive"},
+    "http": {"data.archive"},
+    "socket": {"data.archive"},
+    "tarfile": {"data.archive"},
+    "matplotlib": {"figures"},
+    "signal": {"runtime"},
+    "pickle": set(),
+    "numba": {"kernels.cpu", "runtime"},
+    "triton": {"kernels.cuda"},
+}
+BARRED_CALLS = {("pickle", "load"), ("pickle", "loads"), ("torch", "load"), ("tarfile", "extractall")}
+BARRED_NAMES = {"eval", "exec", "print", "__import__"}
+
+
+def modules() -> list[tuple[str, ast.Module]]:
+    found = []
+    for path in sorted(PACKAGE.rglob("*.py")):
+        name = ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__")
+        found.append((name, ast.parse(path.read_text(encoding="utf-8"))))
+    return found
+
+
+def imports(tree: ast.Module) -> set[str]:
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module)
+            if node.module == "fastcifar" or node.module.startswith("fastcifar."):
+                names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def siblings(tree: ast.Module) -> set[str]:
+    """Modules and packages of ours at the top level that `tree` imports."""
+    tops = {path.stem for path in PACKAGE.glob("*.py")} | {path.name for path in PACKAGE.iterdir() if path.is_dir()}
+    return {name.split(".")[1] for name in imports(tree) if name.startswith("fastcifar.")} & tops
+
+
+MODULES = [(name, tree) for name, tree in modules() if name != "__init__"]
+
+
+@pytest.mark.parametrize(("name", "tree"), MODULES, ids=[name for name, _ in MODULES])
+def test_imports_point_one_way(name: str, tree: ast.Module) -> None:
+    top = name.split(".")[0]
+    assert top in ARROWS, f"{name} is new: give it a place in ARROWS"
+    allowed = ARROWS[top] | ({"errors"} if top in ONLY_ERRORS else LEAVES) | {top}
+    assert siblings(tree) <= allowed, f"{name} imports {siblings(tree) - allowed}"
+
+
+@pytest.mark.parametrize(("name", "tree"), MODULES, ids=[name for name, _ in MODULES])
+def test_only_the_right_module_touches(name: str, tree: ast.Module) -> None:
+    for imported in imports(tree):
+        for guarded, owners in GUARDED.items():
+            if imported == guarded or imported.startswith(f"{guarded}."):
+                assert name in owners or name.split(".")[0] in owners, f"{name} imports {imported}"
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            function = node.func
+            if isinstance(function, ast.Name):
+                assert function.id not in BARRED_NAMES, f"{name}:{node.lineno} calls {function.id}"
+            if isinstance(function, ast.Attribute):
+                owner = function.value.id if isinstance(function.value, ast.Name) else ""
+                assert (owner, function.attr) not in BARRED_CALLS, f"{name}:{node.lineno}"
+                assert function.attr != "extractall", f"{name}:{node.lineno}"
+
+
+def test_arrows_have_no_cycle() -> None:
+    done: set[str] = set()
+    while len(done) < len(ARROWS):
+        ready = {name for name, allowed in ARROWS.items() if name not in done and allowed <= done}
+        assert ready, f"a cycle among {sorted(set(ARROWS) - done)}"
+        done |= ready
+
+
+def test_importing_the_package_is_light() -> None:
+    import subprocess
+    import sys
+
+    code = "import sys, fastcifar; fastcifar.TrainConfig; print([m for m in ('torch', 'numba', 'rich') if m in sys.modules])"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert out.strip() == "[]"
+
+
+def test_every_public_name_is_there() -> None:
+    import fastcifar
+
+    for name in fastcifar.__all__:
+        assert getattr(fastcifar, name) is not None
+    assert fastcifar.loader.Loader is fastcifar.Loader
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = fastcifar.nothing
