@@ -21,8 +21,9 @@ ARROWS: dict[str, set[str]] = {
     "formats": set(),
     "phase": {"formats"},
     "reporter": set(),
-    "console": {"reporter", "formats", "phase"},
-    "figures": set(),
+    "panels": {"formats"},
+    "console": {"reporter", "formats", "phase", "panels"},
+    "figures": {"formats"},
     "page": {"reporter", "formats"},
     "checkpoint": set(),
     "runs": set(),
@@ -45,17 +46,17 @@ ONLY_ERRORS = LEAVES | {"nets"}
 
 # third-party or standard module -> the only modules of ours that may import it
 GUARDED = {
-    "rich": {"console", "phase"},
+    "rich": {"console", "panels"},
     "tyro": {"commands"},
     "argparse": {"commands"},
-    "urllib": {"data.archive"},
-    "http": {"data.archive"},
-    "socket": {"data.archive"},
-    "tarfile": {"data.archive"},
+    "urllib": {"data.download"},
+    "http": {"data.download"},
+    "socket": {"data.download"},
+    "tarfile": set(),
     "matplotlib": {"figures"},
     "signal": {"runtime"},
     "pickle": set(),
-    "numba": {"kernels.cpu", "runtime"},
+    "numba": {"kernels", "runtime"},
     "triton": {"kernels.cuda"},
 }
 BARRED_CALLS = {("pickle", "load"), ("pickle", "loads"), ("torch", "load"), ("tarfile", "extractall")}

@@ -1,0 +1,261 @@
+"""Finds a CIFAR archive, or fetches it, checks it, and gives its files one at a time.
+
+An archive counts as verified if its SHA-256 is the published one, an unpacked folder if each file's MD5
+is; both are computed before anything is parsed. Nothing is ever extracted. `download` and `tarstream` do the work;
+this module decides what to use, and writes only to HOME/downloads.
+
+    source = find(CIFAR10, data=None, home=Path("cache"), allow_unverified=False)
+    for name, content in source.members():
+        ...
+"""
+
+import hashlib
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import filelock
+
+from fastcifar.data.download import Progress, fetch, file_sha256
+from fastcifar.data.tarstream import MAX_MEMBER, read_members
+from fastcifar.errors import DataError, DownloadError, OutputError
+
+__all__ = ["CIFAR10", "CIFAR100", "ArchiveSpec", "Source", "find"]
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArchiveSpec:
+    """A published archive: where it is, what it is, and the files in it.
+
+    Attributes:
+        name: its file name.
+        urls: https addresses, the publisher's first; the hash makes any mirror as good.
+        sha256: of the archive.
+        size: bytes, if known.
+        folder: the folder in it that holds the files.
+        members: names of those files.
+        member_md5: the MD5 of each.
+    """
+
+    name: str
+    urls: tuple[str, ...]
+    sha256: str
+    size: int | None
+    folder: str
+    members: tuple[str, ...]
+    member_md5: Mapping[str, str] = field(hash=False)
+
+
+# The second address is PaddlePaddle's mirror: its own loader checks the publisher's sums.
+CIFAR10 = ArchiveSpec(
+    name="cifar-10-python.tar.gz",
+    urls=(
+        "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
+        "https://dataset.bj.bcebos.com/cifar/cifar-10-python.tar.gz",
+    ),
+    sha256="6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce",
+    size=170_498_071,
+    folder="cifar-10-batches-py",
+    members=("batches.meta", *(f"data_batch_{k}" for k in range(1, 6)), "test_batch"),
+    member_md5={
+        "batches.meta": "5ff9c542aee3614f3951f8cda6e48888",
+        "data_batch_1": "c99cafc152244af753f735de768cd75f",
+        "data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",
+        "data_batch_3": "54ebc095f3ab1f0389bbae665268c751",
+        "data_batch_4": "634d18415352ddfa80567beed471001a",
+        "data_batch_5": "482c414d41f54cd18b22e5b47cb7c3cb",
+        "test_batch": "40351d587109b95175f43aff81a1287e",
+    },
+)
+CIFAR100 = ArchiveSpec(
+    name="cifar-100-python.tar.gz",
+    urls=(
+        "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",
+        "https://dataset.bj.bcebos.com/cifar/cifar-100-python.tar.gz",
+    ),
+    sha256="85cd44d02ba6437773c5bbd22e183051d648de2e7d6b014e1ef29b855ba677a7",
+    size=169_001_437,
+    folder="cifar-100-python",
+    members=("meta", "train", "test"),
+    member_md5={
+        "meta": "7973b15100ade9c7d40fb424638fde48",
+        "train": "16019d7e3df5f24257cddd939b257f8d",
+        "test": "f0ef6b0ae62326f3e7ffdfab6717acfc",
+    },
+)
+
+
+@dataclass(frozen=True)
+class Source:
+    """An archive or folder that was found and checked.
+
+    Attributes:
+        spec: what was looked for.
+        path: the archive, or the folder that holds the files.
+        sha256: names the content. An archive's own; for a folder whose files are the published ones, the
+            published archive's; for another folder, of its files' names and MD5 sums.
+        verified: whether the content is the published one.
+        kind: "archive" or "folder".
+        origin: the address that it was fetched from just now, or its path.
+    """
+
+    spec: ArchiveSpec
+    path: Path
+    sha256: str
+    verified: bool
+    kind: Literal["archive", "folder"]
+    origin: str
+
+    def members(self) -> Iterator[tuple[str, bytes]]:
+        """Each file's name and content, one at a time: in the archive's order, or the spec's for a folder.
+
+        Raises:
+            DataError: the archive is damaged or dangerous or lacks a file; after the last one it has.
+        """
+        if self.kind == "archive":
+            yield from read_members(self.path, self.spec.folder, self.spec.members)
+            return
+        for name in self.spec.members:
+            yield name, _read_file(self.path / name)
+
+
+def find(
+    spec: ArchiveSpec,
+    *,
+    data: Path | None,
+    home: Path,
+    allow_unverified: bool,
+    download: bool = True,
+    progress: Progress | None = None,
+) -> Source:
+    """Find the data set's archive or folder, or fetch the archive to HOME/downloads.
+
+    Args:
+        spec: what to look for.
+        data: the archive, its unpacked folder, or a folder that holds either; nothing is fetched then.
+        home: folder whose `downloads` keeps archives.
+        allow_unverified: accept content that is not the published one.
+        download: whether the network may be used.
+        progress: called with bytes done and bytes in all (None where unknown), at most 20 times a second.
+
+    Raises:
+        DataError: the content is not there, or not the published one.
+        DownloadError: the archive could not be fetched.
+        OutputError: HOME/downloads cannot be written.
+    """
+    if data is not None:
+        return _given(spec, data, allow_unverified)
+    target = home / "downloads" / spec.name
+    if target.is_file() and (source := _archive(spec, target)).verified:
+        return source  # needs no lock, and no folder that can be written
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with filelock.FileLock(target.with_name(f".{spec.name}.lock")):
+            return _kept(spec, target, allow_unverified) or _fetched(spec, target, download, progress)
+    except OSError as error:
+        raise OutputError(f"{error.filename or target}: cannot be written: {error.strerror or error}") from None
+
+
+def _kept(spec: ArchiveSpec, target: Path, allow_unverified: bool) -> Source | None:
+    """What lies at `target`, after other processes have finished there; a wrong file is set aside."""
+    if not target.is_file():
+        return None
+    source = _archive(spec, target)
+    if source.verified or allow_unverified:
+        return source
+    aside = target.with_name(f"{target.name}.wrong-{source.sha256[:8]}")
+    os.replace(target, aside)
+    _log.warning("%s is not the published file (SHA-256 %s): set aside as %s", target, source.sha256, aside.name)
+    return None
+
+
+def _fetched(spec: ArchiveSpec, target: Path, download: bool, progress: Progress | None) -> Source:
+    try:
+        if not download:
+            raise DownloadError(f"{spec.urls[0]} may not be fetched")
+        url = fetch(spec.urls, target, sha256=spec.sha256, size=spec.size, progress=progress)
+    except DownloadError as error:
+        raise DownloadError(
+            f"{spec.name} could not be had: {error}. Put it at {target.absolute()} by hand, "
+            "give its place with --data PATH, or use --dataset digits, which needs no download"
+        ) from None
+    return Source(spec, target, spec.sha256, True, "archive", url)
+
+
+def _given(spec: ArchiveSpec, data: Path, allow_unverified: bool) -> Source:
+    expected = f"expected {spec.name}, or its unpacked folder {spec.folder}"
+    try:
+        if data.is_dir():
+            place = _folder_in(spec, data)
+            if place is None:
+                raise DataError(
+                    f"{data}: holds neither {spec.folder} nor its files ({', '.join(spec.members)}); {expected}"
+                )
+        elif data.is_file():
+            with open(data, "rb") as file:
+                if file.read(2) != b"\x1f\x8b":
+                    raise DataError(f"{data}: is no gzip file; {expected}")
+            place = data
+        else:
+            raise DataError(f"{data}: {'is no file or folder' if data.exists() else 'does not exist'}; {expected}")
+    except OSError as error:
+        raise DataError(f"{data}: cannot be read: {error.strerror or error}") from None
+    if place.is_dir():
+        return _folder(spec, place, allow_unverified)
+    source = _archive(spec, place)
+    if not source.verified and not allow_unverified:
+        raise DataError(
+            f"{place}: is not the published {spec.name}: its SHA-256 is {source.sha256}, expected {spec.sha256} "
+            f"(it has {place.stat().st_size} bytes, expected {spec.size}); "
+            "--allow-unverified uses it all the same"
+        )
+    return source
+
+
+def _folder_in(spec: ArchiveSpec, data: Path) -> Path | None:
+    if any((data / name).is_file() for name in spec.members):
+        return data
+    if data.name == spec.folder or (data / spec.folder).is_dir():
+        return data if data.name == spec.folder else data / spec.folder
+    archive = data / spec.name
+    return archive if archive.is_file() else None
+
+
+def _archive(spec: ArchiveSpec, path: Path) -> Source:
+    try:
+        sha256 = file_sha256(path)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
+    return Source(spec, path, sha256, sha256 == spec.sha256, "archive", str(path))
+
+
+def _folder(spec: ArchiveSpec, path: Path, allow_unverified: bool) -> Source:
+    missing = [name for name in spec.members if not (path / name).is_file()]
+    if missing:
+        raise DataError(f"{path}: lacks {', '.join(missing)}; expected {', '.join(spec.members)}")
+    # MD5 is what is published for the files; a second file with a given MD5 is still out of reach
+    sums = {name: hashlib.md5(_read_file(path / name), usedforsecurity=False).hexdigest() for name in spec.members}
+    wrong = [name for name in spec.members if sums[name] != spec.member_md5[name]]
+    if wrong and not allow_unverified:
+        name = wrong[0]
+        others = f" ({len(wrong) - 1} more differ)" if len(wrong) > 1 else ""
+        raise DataError(
+            f"{path / name}: is not the published file: its MD5 is {sums[name]}, expected {spec.member_md5[name]}"
+            f"{others}; --allow-unverified uses it all the same"
+        )
+    content = hashlib.sha256("".join(f"{name} {sums[name]}\n" for name in spec.members).encode()).hexdigest()
+    return Source(spec, path, content if wrong else spec.sha256, not wrong, "folder", str(path))
+
+
+def _read_file(path: Path) -> bytes:
+    try:
+        if path.stat().st_size > MAX_MEMBER:
+            raise DataError(f"{path}: has {path.stat().st_size} bytes, more than the {MAX_MEMBER} allowed")
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None

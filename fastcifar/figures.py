@@ -1,0 +1,150 @@
+"""Pictures of a run: loss and accuracy by epoch, and the confusion matrix of the test.
+
+Drawn on `matplotlib.figure.Figure` objects, without pyplot: no window, no global state. Importing
+matplotlib takes a second, so the engine imports this module when a run is over. Writes only the
+three files of `write_figures`.
+
+    write_figures(run / "figures", history, result.test, title="big on cifar10")
+"""
+
+import io
+import textwrap
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from fastcifar.formats import percent
+from fastcifar.metrics import EpochStats, TestStats
+from fastcifar.publish import publish_bytes
+
+__all__ = ["accuracy_curves", "confusion_matrix", "loss_curves", "write_figures"]
+
+_DPI = 150
+# Blue and vermillion of Okabe and Ito's palette: told apart with any colour vision, and in grey
+_TRAIN, _EVAL = "#0072B2", "#D55E00"
+_ANNOTATED = 20  # classes; the numbers of a larger matrix can't be read
+_NAMED = 30  # classes; with more, every tenth is named
+
+
+def loss_curves(history: Sequence[EpochStats], *, title: str) -> Figure:
+    """Mean loss on the training and the evaluated part by epoch.
+
+    Raises:
+        ValueError: `history` is empty.
+    """
+    figure, axes = _curves(history, title, lambda s: s.train_loss, lambda s: s.eval_loss)
+    axes.set_ylabel("cross-entropy (mean over images)")
+    axes.set_ylim(bottom=0.0)
+    return figure
+
+
+def accuracy_curves(history: Sequence[EpochStats], *, title: str) -> Figure:
+    """Accuracy on the training and the evaluated part by epoch.
+
+    Raises:
+        ValueError: `history` is empty.
+    """
+    figure, axes = _curves(history, title, lambda s: s.train_accuracy, lambda s: s.eval_accuracy)
+    axes.set_ylabel("accuracy")
+    axes.yaxis.set_major_formatter(PercentFormatter(xmax=1.0, symbol=" %"))
+    low, high = axes.get_ylim()
+    if high - low < 0.1:  # one epoch, or very even ones: don't make a mountain of a hundredth of a percent
+        axes.set_ylim(max(0.0, low - 0.05), high + 0.05)
+    return figure
+
+
+def _curves(
+    history: Sequence[EpochStats],
+    title: str,
+    of_train: Callable[[EpochStats], float],
+    of_eval: Callable[[EpochStats], float],
+) -> tuple[Figure, Axes]:
+    if not history:
+        raise ValueError("history must have at least one epoch, got none")
+    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+    axes = figure.add_subplot()
+    epochs = [stats.epoch for stats in history]
+    marker = "o" if len(history) <= 30 else ""  # a single epoch has no line to see
+    for name, color, line, value in (
+        ("train", _TRAIN, "-", of_train),
+        (history[-1].evaluated, _EVAL, "--", of_eval),
+    ):
+        axes.plot(epochs, [value(s) for s in history], line, color=color, marker=marker, markersize=3.5, label=name)
+    _plain(axes.set_title(textwrap.fill(title, 60)))
+    axes.set_xlabel("epoch")
+    axes.set_xlim(epochs[0] - 0.5, epochs[-1] + 0.5)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    axes.grid(color="0.9")
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    for text in axes.legend(frameon=False).get_texts():
+        _plain(text)
+    return figure, axes
+
+
+def confusion_matrix(test: TestStats, *, title: str) -> Figure:
+    """The share of each true class (row) that was taken for each class (column), in class order.
+
+    Cells are annotated in percent for up to 20 classes.
+    """
+    size = len(test.classes)
+    edge = min(9.0, max(4.8, 0.62 * size + 1.6))  # inches; 0.62 holds a number of three digits
+    figure = Figure(figsize=(edge + 0.6, edge), layout="compressed")
+    axes = figure.add_subplot()
+    image = axes.imshow(test.confusion, cmap="Blues", vmin=0.0, vmax=1.0, aspect="equal")
+    shown = range(size) if size <= _NAMED else range(0, size, 10)
+    # a longer name would leave no room for the matrix
+    names = [name if len(name) <= 20 else f"{name[:17]}..." for name in (test.classes[i] for i in shown)]
+    axes.set_xticks(shown, names, rotation=45, ha="right", rotation_mode="anchor")
+    axes.set_yticks(shown, names)
+    for text in (
+        *axes.get_xticklabels(),
+        *axes.get_yticklabels(),
+        axes.set_title(textwrap.fill(title, round(8 * edge))),
+    ):
+        _plain(text)
+    axes.set_xlabel("predicted class")
+    axes.set_ylabel("true class")
+    bar = figure.colorbar(image, ax=axes, fraction=0.046, pad=0.03)
+    bar.set_label("share of the true class")
+    bar.ax.yaxis.set_major_formatter(PercentFormatter(xmax=1.0, symbol=" %"))
+    if size <= _ANNOTATED:
+        for i, row in enumerate(test.confusion):
+            for j, share in enumerate(row):
+                color = _ink(to_rgb(image.cmap(share))) if share >= 0.005 else "0.45"
+                axes.text(j, i, f"{100 * share:.0f}", ha="center", va="center", color=color, fontsize=9)
+    return figure
+
+
+def write_figures(folder: Path, history: Sequence[EpochStats], test: TestStats, *, title: str) -> tuple[Path, ...]:
+    """Write loss.png, accuracy.png (if there are epochs) and confusion.png; each is there whole or not at all.
+
+    Returns:
+        The paths written.
+    """
+    figures = {"loss.png": loss_curves(history, title=f"{title}: loss")} if history else {}
+    if history:
+        figures["accuracy.png"] = accuracy_curves(history, title=f"{title}: accuracy")
+    figures["confusion.png"] = confusion_matrix(test, title=f"{title}: test, {percent(test.accuracy)} right")
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, figure in figures.items():
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", dpi=_DPI)
+        publish_bytes(folder / name, buffer.getvalue())
+    return tuple(folder / name for name in figures)
+
+
+def _ink(background: tuple[float, float, float]) -> str:
+    """Black or white, whichever contrasts more (WCAG 2's relative luminance; the two are equal at 0.179)."""
+    luminance = sum(weight * channel**2.2 for weight, channel in zip((0.2126, 0.7152, 0.0722), background, strict=True))
+    return "black" if luminance > 0.179 else "white"
+
+
+def _plain(text: Text) -> None:
+    """Take the text as it is: a name with two dollar signs is not a formula."""
+    text.set_parse_math(False)

@@ -1,0 +1,160 @@
+"""The CPU kernel: permute, gather, augment, scale and lay out a batch in one pass over the bytes, with numba.
+
+It reads the images and labels it is given and writes only tensors it makes; it keeps a few output
+buffers and threads, which end with the last kernel.
+
+    kernel = CpuKernel(images, labels, plan)                         # uint8[n, H, W, C], integer[n]
+    out, targets = kernel(epoch=0, start=0, size=512)                # float32[512, C, H, W], int64[512]
+
+Legend: n images in the store, N samples in the split, H x W pixels, C channels, B rows of a batch.
+"""
+
+import time
+import weakref
+from typing import Any, Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fastcifar.kernels.cpu_loops import CHUNK, FIELDS, work
+from fastcifar.kernels.plan import IGNORE, Plan, check_plan, check_span
+from fastcifar.kernels.rng import split_seed, widths
+from fastcifar.kernels.threads import shared_team
+
+__all__ = ["CpuKernel"]
+
+_DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_KEPT = 4  # buffers: one being made, one held by the loop, two for a consumer that reads ahead
+_PERIOD = 512  # elements that share one pass over the factors: 4 KB of them stay in the L1 cache
+_SPINS = 2000  # looks for the other threads' last chunks (20 us) before sleeping
+
+
+class CpuKernel:
+    """Batches of a store in memory, or memory-mapped.
+
+    A call may come from any thread. It uses up to `torch.get_num_threads()` threads. A returned tensor is
+    never written again while anything refers to it.
+
+    Args:
+        images: uint8[n, H, W, C], C order.
+        labels: integer[n].
+        plan: see `Plan`; reflect padding needs crop < H and crop < W.
+
+    Raises:
+        ConfigError: the plan does not fit the images.
+    """
+
+    def __init__(self, images: NDArray[np.uint8], labels: NDArray[Any], plan: Plan) -> None:
+        check_plan(plan, images.shape, len(labels))
+        if images.dtype != np.uint8 or not images.flags.c_contiguous:
+            raise ValueError(f"images must be uint8 in C order, got {images.dtype} with strides {images.strides}")
+        _, height, width, channels = self._shape = images.shape
+        self._plan = plan
+        # The compiled code reads these by address: keep them.
+        self._images = images
+        self._labels = np.array(labels, dtype=np.int64)
+        self._rows = None if plan.rows is None else np.array(plan.rows, dtype=np.int64)
+        self._size = height * width * channels
+        planar = not plan.channels_last and channels > 1
+        row = width if planar else width * channels
+        period = row * max(r for r in range(1, height + 1) if height % r == 0 and (r == 1 or r * row <= _PERIOD))
+        # The factors of `period` consecutive output elements: [C, period] where planar, else [1, period].
+        a, b = (factor[:, None] if planar else factor[None] for factor in (plan.scale, plan.shift))
+        self._a, self._b = (np.ascontiguousarray(np.tile(f, period // f.shape[1]), dtype=np.float32) for f in (a, b))
+        key0, key1 = split_seed(plan.seed)
+        left_bits, right_bits = widths(plan.samples)
+        values = {
+            "images": images.ctypes.data,
+            "labels": self._labels.ctypes.data,
+            "rows": 0 if self._rows is None else self._rows.ctypes.data,
+            "offset": plan.offset if self._rows is None else 0,
+            "samples": plan.samples,
+            "bytes": images.size,
+            "height": height,
+            "width": width,
+            "channels": channels,
+            "key0": key0,
+            "key1": key1,
+            "random": plan.order == "random",
+            "left_bits": left_bits,
+            "right_bits": right_bits,
+            "crop": plan.crop,
+            "zero": plan.padding == "zero",
+            "flip": ("none", "random", "alternating").index(plan.flip),
+            "cutout": plan.cutout,
+            "dtype": tuple(_DTYPES).index(plan.dtype),
+            "planar": planar,
+            "period": period,
+        }
+        self._parameters = np.array([values[name] for name in FIELDS], dtype=np.int64)
+        self._buffers: list[tuple[NDArray[Any], weakref.ref[NDArray[Any]]]] = []
+        self._team = shared_team()
+
+    def __call__(self, *, epoch: int, start: int, size: int, capacity: int | None = None) -> tuple[Tensor, Tensor]:
+        """The samples at positions start to start + size - 1 of an epoch's order, augmented.
+
+        Args:
+            epoch: 0 to 2**32 - 1.
+            start: first position, in [0, N].
+            size: number of positions.
+            capacity: B, at least `size`; None: `size`.
+
+        Returns:
+            [B, C, H, W] of the plan's type, in channels-last memory if `plan.channels_last`, and int64[B].
+            Rows from `size` on are zeros, with label IGNORE.
+
+        Raises:
+            ValueError: the positions are not in the epoch.
+        """
+        rows = check_span(self._plan, epoch, start, size, capacity)
+        buffer = self._take(rows)
+        targets = np.empty(rows, dtype=np.int64)
+        buffer[size * self._size :] = 0
+        targets[size:] = IGNORE
+        self._work(epoch, start, size, buffer, targets)
+        images = torch.from_numpy(buffer).view(_DTYPES[self._plan.dtype])
+        _, height, width, channels = self._shape
+        if self._plan.channels_last:
+            images = images.view(rows, height, width, channels).permute(0, 3, 1, 2)
+        else:
+            images = images.view(rows, channels, height, width)
+        return images, torch.from_numpy(targets)
+
+    def _work(self, epoch: int, start: int, size: int, buffer: NDArray[Any], targets: NDArray[np.int64]) -> None:
+        state = np.zeros(2, dtype=np.int64)
+        arguments = (
+            *(self._parameters, self._a, self._b, state, epoch, start, size),
+            *(buffer.ctypes.data, targets.ctypes.data),
+        )
+        # If an exception (Ctrl-C) ends the wait below, helpers still finish their chunks: the job keeps all they touch.
+        job = (work, (*arguments, 0), (self._images, self._labels, self._rows, buffer, targets))
+        helpers = min(torch.get_num_threads(), -(-size // CHUNK)) - 1
+        if helpers < 1 or not self._team.begin(job, helpers):
+            work(*arguments, 0)
+            return
+        try:
+            while not work(*arguments, _SPINS):
+                time.sleep(20e-6)
+        finally:
+            self._team.end()
+
+    def _take(self, rows: int) -> NDArray[Any]:
+        """A flat buffer for `rows` images that nobody else refers to.
+
+        A fresh 6 MB allocation page-faults for longer than the kernel runs (measured: 1.0 against 0.4 ms), so
+        buffers are kept. Each is lent as a view: `torch.from_numpy` holds the view for as long as any tensor
+        shares its storage, so the buffer is free when the view is gone.
+        """
+        dtype = np.float32 if self._plan.dtype == "float32" else np.uint16
+        size = rows * self._size
+        for i, (buffer, lent) in enumerate(self._buffers):
+            if buffer.size == size and lent() is None:
+                view = buffer[:]
+                self._buffers[i] = (buffer, weakref.ref(view))
+                return view
+        buffer = np.empty(size, dtype=dtype)
+        view = buffer[:]
+        self._buffers = [(buffer, weakref.ref(view)), *self._buffers[: _KEPT - 1]]
+        return view

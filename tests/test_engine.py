@@ -1,0 +1,281 @@
+"""Training end to end on tiny data: exact resuming, evaluation that moves nothing, files that tell the truth."""
+
+import dataclasses
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from fastcifar import checkpoint, engine, job, runtime
+from fastcifar.config import TrainConfig
+from fastcifar.data.store import ArrayStore, SourceFile, write_store
+from fastcifar.engine import evaluate, evaluate_run, fit
+from fastcifar.errors import CheckpointError, ConfigError, DivergedError, OutputError, StoppedError
+from fastcifar.evaluation import eval_loader
+from fastcifar.metrics import EpochStats
+from fastcifar.nets import ARCHS, Arch, build_model
+from fastcifar.recipes import RECIPES
+from fastcifar.reporter import NullReporter
+
+TINY = Arch(blocks=((4,), (4,), (4,), (4,)), hidden=(8,))
+
+
+@pytest.fixture(autouse=True)
+def _tiny(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(ARCHS, "tiny", TINY)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """70 training, 30 validation and 40 test images of 3 classes that differ in brightness."""
+    generator = np.random.default_rng(0)
+
+    def images(count: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        labels = generator.integers(0, 3, count)
+        noise = generator.integers(0, 60, (count, 20, 20, 3))
+        return (noise + 70 * labels[:, None, None, None]).astype(np.uint8), labels
+
+    path = tmp_path_factory.mktemp("engine") / "bright"
+    files = [SourceFile(name, *images(count)) for name, count in (("a", 70), ("b", 30), ("c", 40))]
+    splits = {
+        "report": {"train": ["a"], "validation": ["b"], "test": ["c"]},
+        "full": {"train": ["a", "b"], "test": ["c"]},
+    }
+    write_store(path, files, name="bright", classes=["dark", "grey", "light"], splits=splits, source={"verified": True})
+    return str(path)
+
+
+def config(data: str, **options: Any) -> TrainConfig:
+    defaults: dict[str, Any] = {"arch": "tiny", "recipe": "fast", "epochs": 2, "batch_size": 16, "device": "cpu"}
+    return TrainConfig(**{**defaults, "dataset": data, **options})
+
+
+class StopAfter(NullReporter):
+    """Sends this process a signal when so many steps are done."""
+
+    def __init__(self, steps: int, number: signal.Signals = signal.SIGINT) -> None:
+        self.left, self.number = steps, number
+
+    def train_step(self, step: int, steps: int, images_per_second: float) -> None:
+        self.left -= 1
+        if self.left == 0:
+            os.kill(os.getpid(), self.number)
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    found = checkpoint.load_newest(run / "checkpoints")
+    return {**found.model, **found.training}
+
+
+def assert_equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
+    assert a.keys() == b.keys()
+    for name, tensor in a.items():
+        assert torch.equal(tensor, b[name]), name
+
+
+def without_times(history: tuple[EpochStats, ...]) -> list[EpochStats]:
+    zero = {"train_seconds": 0.0, "eval_seconds": 0.0, "images_per_second": 0.0}
+    return [dataclasses.replace(stats, **zero) for stats in history]
+
+
+def test_a_run_learns_and_its_files_tell_the_same(data: str) -> None:
+    result = fit(config(data, epochs=12, recipe="report", lr=0.01, out=Path("run")))
+    assert result.test.accuracy > 0.9  # three brightnesses: easy
+    assert result.path == Path("run")
+    names = {path.name for path in result.path.iterdir()}
+    assert names == {"config.json", "environment.json", "metrics.jsonl", "checkpoints", "figures", "report.html"}
+    assert {path.name for path in (result.path / "figures").iterdir()} == {"loss.png", "accuracy.png", "confusion.png"}
+    lines = [json.loads(line) for line in (result.path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["kind"] for line in lines] == ["run", *["epoch"] * 12, "test"]
+    assert [line["train_loss"] for line in lines[1:-1]] == [stats.train_loss for stats in result.history]
+    assert lines[-1]["accuracy"] == result.test.accuracy
+    assert [stats.samples for stats in result.history] == [70] * 12  # the short last batch is trained on and counted
+    assert result.history[-1].step == 12 * 5
+    assert {stats.evaluated for stats in result.history} == {"validation"}
+    stored = json.loads((result.path / "config.json").read_text())
+    assert stored["recipe"]["lr"] == 0.01
+    assert stored["config"]["arch"] == "tiny"
+    again = evaluate_run(result.path, device="cpu")
+    assert dataclasses.replace(again, seconds=result.test.seconds) == result.test
+
+
+def test_the_test_table_is_of_the_test_images(data: str) -> None:
+    result = fit(config(data, recipe="report", out=Path("run")))
+    assert result.test.samples == 40
+    store = ArrayStore(data)
+    rows = np.asarray(store.split("report/test").rows)
+    counts = np.bincount(store.labels[rows], minlength=3)
+    correct = sum(a * n for a, n in zip(result.test.class_accuracies, counts, strict=True))
+    assert correct / 40 == pytest.approx(result.test.accuracy)
+    assert np.sum(result.test.confusion, axis=1) == pytest.approx(1.0)
+
+
+def test_full_has_no_validation_part_and_says_test(data: str) -> None:
+    result = fit(config(data, split="full", out=Path("run")))
+    assert {stats.evaluated for stats in result.history} == {"test"}
+    assert result.history[-1].eval_accuracy == result.test.accuracy
+    assert result.history[0].samples == 96  # of 100: the recipe drops the short batch
+
+
+def test_equal_seeds_give_equal_weights_and_others_do_not(data: str) -> None:
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        fit(config(data, seed=seed, out=Path(name)))
+    assert_equal(weights(Path("a")), weights(Path("b")))
+    assert not torch.equal(weights(Path("a"))["classifier.1.weight"], weights(Path("c"))["classifier.1.weight"])
+
+
+@pytest.mark.parametrize("recipe", ["report", "fast"])
+@pytest.mark.parametrize("amp", [False, True])
+def test_resuming_at_any_step_goes_on_bit_for_bit(
+    data: str, recipe: str, amp: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fastcifar.figures.write_figures", lambda *arguments, **options: ())  # a second each
+    options: dict[str, Any] = {"recipe": recipe, "amp": amp, "amp_dtype": "bfloat16" if amp else "auto"}
+    through = fit(config(data, out=Path("through"), **options))
+    steps = through.history[-1].step
+    for stop in range(1, steps + 1):
+        out = Path(f"stopped-{stop}")
+        with pytest.raises(StoppedError, match=f"after step {stop} of {steps}, saved") as caught:
+            fit(config(data, out=out, **options), reporter=StopAfter(stop))
+        assert caught.value.exit_status == 130
+        assert str(out) in str(caught.value)
+        resumed = fit(TrainConfig(resume=out))
+        assert_equal(weights(out), weights(Path("through")))
+        assert without_times(resumed.history) == without_times(through.history)
+        assert resumed.test.confusion == through.test.confusion
+        lines = [json.loads(line)["kind"] for line in (out / "metrics.jsonl").read_text().splitlines()]
+        assert lines == ["run", "epoch", "epoch", "test"]
+
+
+def test_sigterm_saves_too(data: str) -> None:
+    with pytest.raises(StoppedError, match="SIGTERM") as caught:
+        fit(config(data, out=Path("run")), reporter=StopAfter(2, signal.SIGTERM))
+    assert caught.value.exit_status == 143
+    assert checkpoint.load_newest(Path("run/checkpoints")).step == 2
+
+
+def test_a_finished_run_resumes_to_its_end_at_once(data: str) -> None:
+    first = fit(config(data, out=Path("run")))
+    again = fit(TrainConfig(resume=Path("run")))
+    assert again.history == first.history
+    assert again.test.confusion == first.test.confusion
+
+
+def test_resuming_keeps_the_runs_options(data: str) -> None:
+    fit(config(data, out=Path("run")))
+    with pytest.raises(ConfigError, match="epochs 9 differs from the run's 2"):
+        fit(TrainConfig(resume=Path("run"), epochs=9))
+    with pytest.raises(CheckpointError, match=r"nowhere is not a run: config\.json: No such file"):
+        fit(TrainConfig(resume=Path("nowhere")))
+    stored = json.loads(Path("run/config.json").read_text())
+    stored["recipe"]["lr"] = 0.123
+    Path("run/config.json").write_text(json.dumps(stored))
+    with pytest.raises(CheckpointError, match="is of other options"):
+        fit(TrainConfig(resume=Path("run")))
+    Path("run/config.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"config\.json is damaged"):
+        fit(TrainConfig(resume=Path("run")))
+
+
+def test_a_checkpoint_of_another_net_is_refused(data: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    fit(config(data, out=Path("run")))
+    monkeypatch.setitem(ARCHS, "tiny", Arch(blocks=((4,), (4,), (4,), (6,)), hidden=(8,)))
+    with pytest.raises(CheckpointError, match="another net: .* has shape"):
+        fit(TrainConfig(resume=Path("run")))
+    monkeypatch.setitem(ARCHS, "tiny", Arch(blocks=((4,), (4,), (4,), (4,)), hidden=()))
+    with pytest.raises(CheckpointError, match=r"another net: classifier\.\d"):
+        fit(TrainConfig(resume=Path("run")))
+
+
+def test_evaluation_moves_nothing_and_counts_each_image_once(data: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fastcifar.evaluation._BATCH", 16)  # 40 images: a padded last batch
+    store = ArrayStore(data)
+    torch.manual_seed(0)
+    model = build_model("tiny", num_classes=3).train()
+    rt = runtime.choose(TrainConfig(device="cpu"))
+    loader = eval_loader(store, "report/test", RECIPES["report"], rt)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    found = evaluate(model, loader, rt)
+    assert_equal(before, model.state_dict())
+    assert model.training
+    model.eval()
+    images = torch.from_numpy(store.load()[100:140]).permute(0, 3, 1, 2).float()
+    logits, labels = model(images), torch.from_numpy(store.labels[100:140])
+    assert found.loss == pytest.approx(torch.nn.functional.cross_entropy(logits, labels).item(), rel=1e-5)
+    assert torch.equal(found.labels, labels)
+    assert torch.equal(found.predictions, logits.argmax(1))
+    assert found.accuracy == (logits.argmax(1) == labels).sum().item() / 40
+
+
+def test_low_resolution_comes_first_then_the_images_own(data: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[tuple[int, ...]] = []
+    recipe = dataclasses.replace(RECIPES["fast"], epochs=3, batch_size=50, low_resolution=17, low_resolution_part=0.67)
+    monkeypatch.setitem(RECIPES, "low", recipe)
+    forward = torch.nn.Module.__call__
+
+    def spy(self: torch.nn.Module, *arguments: Any, **options: Any) -> Any:
+        if type(self).__name__ == "ConvNet" and self.training:
+            sizes.append(tuple(arguments[0].shape[2:]))
+        return forward(self, *arguments, **options)
+
+    monkeypatch.setattr(torch.nn.Module, "__call__", spy)
+    fit(config(data, recipe="low", epochs=3, batch_size=50, out=Path("run")))
+    assert sizes == [(17, 17)] * 4 + [(20, 20)] * 2
+
+
+def test_a_run_that_diverges_stops_and_keeps_the_last_good_checkpoint(
+    data: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rates = iter([0.01] * 6 + [float("nan")] * 100)
+    monkeypatch.setattr("fastcifar.trainer.learning_rate", lambda recipe, step, steps: next(rates))
+    with pytest.raises(DivergedError, match="became nan in epoch 2") as caught:
+        fit(config(data, epochs=4, out=Path("run")))
+    assert caught.value.exit_status == 3
+    found = checkpoint.load_newest(Path("run/checkpoints"))
+    assert found.state["epoch"] == 1
+    assert all(torch.isfinite(tensor).all() for tensor in found.model.values() if tensor.is_floating_point())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"arch": "huge"}, "unknown arch 'huge': choose from big, small"),
+        ({"recipe": "slow"}, "unknown recipe 'slow'"),
+        ({"batch_size": 71, "recipe": "fast", "split": "report"}, "batch_size 71 is more than the 70 training images"),
+        ({"batch_size": 23, "recipe": "report"}, "batch_size 23 leaves one of 70 images over"),
+        ({"dataset": "nothing"}, "unknown dataset 'nothing'"),
+    ],
+)
+def test_a_wrong_option_leaves_no_folder(data: str, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        fit(config(data, **{"out": Path("run"), **options}))
+    assert not Path("run").exists()
+
+
+def test_an_output_folder_that_cannot_be_used_is_said(data: str) -> None:
+    Path("file").write_text("")
+    with pytest.raises(OutputError, match="'file/run' cannot be written"):
+        fit(config(data, out=Path("file/run")))
+    Path("full").mkdir()
+    Path("full/mine.txt").write_text("precious")
+    with pytest.raises(OutputError, match="'full' is not empty"):
+        fit(config(data, out=Path("full")))
+    assert Path("full/mine.txt").read_text() == "precious"
+
+
+def test_runs_without_a_name_get_one_each(data: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("time.strftime", lambda form: "20260101-000000")
+    paths = [fit(config(data, epochs=1)).path for _ in range(2)]
+    assert [path.name for path in paths] == ["bright-tiny-fast-20260101-000000", "bright-tiny-fast-20260101-000000-2"]
+
+
+def test_the_engines_names_are_the_designs() -> None:
+    assert {"fit", "train_epoch", "evaluate"} <= set(engine.__all__)
+    assert engine.FitResult is job.FitResult
