@@ -121,15 +121,19 @@ class ConsoleReporter:
 
     @contextmanager
     def transfer(self, description: str, unit: Unit) -> Iterator[Progress]:
-        """Show a bar, or lines now and then, while the block runs."""
+        """Show a bar, or lines now and then, from the first call on: where nothing is to be done, nothing is said."""
         name = clean(self._console, description)
-        before, phase = self._phase, self._enter(name, unit)
-        if not self._is_live:
-            self._print(f"{name} ...")
-            self._next = phase.since + _LINE_SECONDS
+        before, phase = self._phase, None
 
         def progress(done: int, total: int | None) -> None:
+            nonlocal phase
+            if phase is None:
+                phase = self._enter(name, unit)
+                if not self._is_live:
+                    self._print(f"{name} ...")
+                    self._next = phase.since + _LINE_SECONDS
             now = self._clock()
+            self._phase = phase
             phase.advance(done, total, now)
             if now < self._next:
                 return
@@ -141,7 +145,7 @@ class ConsoleReporter:
 
         try:
             yield progress
-            if phase.has_begun:  # else it was all there already
+            if phase is not None:
                 self._print(f"{name}: {amount(phase.done, unit)}, {duration(self._clock() - phase.since)}")
         finally:
             self._phase, self._next = before, 0.0

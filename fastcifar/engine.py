@@ -48,8 +48,7 @@ def fit(config: TrainConfig, *, reporter: Reporter | None = None) -> FitResult:
         store = _open(config, reporter)
         job = Job(run, rt, store, TeeReporter(reporter, JsonLinesReporter(run.path / "metrics.jsonl")), saved)
     except BaseException:
-        if resumed is None:
-            run.path.rmdir()  # nothing was written: leave nothing
+        run.discard()
         raise
     with runtime.catch_stop() as stop:
         return job.train(stop)

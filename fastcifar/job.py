@@ -196,21 +196,20 @@ class Job:
                 was = f"{saved.state['precision']} on {saved.state['device']}"
                 notices.append(f"the run was started in {was}: it goes on, but not bit for bit")
         if not store.verified:
-            notices.append("the data are an unverified copy: not the published checksum")
+            notices.append("the data are an unverified copy: their checksum is not the published one")
+        if store.name == "digits":
+            notices.append("digits are a small stand-in; CIFAR-10: --dataset cifar10, fetched once, or --data FILE")
         size = f", {recipe.low_resolution} pixels a side at first" if self._size(0) else ""
         images = f"{len(self.loader.split):,} training, {len(self.eval_loader.split):,} {self.evaluated} images"
         megabytes = store.images.nbytes / 1e6
+        how = f"{recipe.optimizer}, lr {recipe.lr:g} {recipe.schedule}, batch {recipe.batch_size}"
         return RunSummary(
             title=run.title,
             choices=(
                 *self.rt.reasons,
                 ("placement", f"device: the store's {megabytes:.0f} MB fit, {self.loader.backend} kernel"),
                 ("data", f"{store.name}, split {recipe.split}: {images}"),
-                (
-                    "recipe",
-                    f"{run.config.recipe}: {recipe.optimizer}, lr {recipe.lr:g} {recipe.schedule}, batch {recipe.batch_size}, "
-                    f"{recipe.epochs} epochs{size}",
-                ),
+                ("recipe", f"{run.config.recipe}: {how}, {recipe.epochs} epochs{size}"),
                 ("net", f"{run.config.arch}, {self.parameters:,} parameters, seed {run.config.seed}"),
                 ("run", str(run.path)),
             ),

@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, get_args
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,14 +20,14 @@ from fastcifar.config import Augment, Scaling
 from fastcifar.data.datasets import open_store
 from fastcifar.data.store import ArrayStore
 from fastcifar.errors import ConfigError
-from fastcifar.kernels.plan import Order, Plan, scale_and_shift
+from fastcifar.kernels.plan import DType, Order, Plan, scale_and_shift
 
 __all__ = ["Augment", "Batch", "Loader"]
 
 Placement = Literal["auto", "device"]
 Backend = Literal["auto", "cpu", "eager"]
 
-_DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
+_DTYPES: dict[torch.dtype, DType] = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 
 # One copy of a store's bytes for all loaders on a device, for as long as the store lives.
 _placed: "weakref.WeakKeyDictionary[ArrayStore, dict[torch.device, Tensor]]" = weakref.WeakKeyDictionary()
@@ -148,11 +147,10 @@ class Loader:
             raise ConfigError("scaling 'standardize' needs images that are not all alike: their deviation is 0")
         scale, shift = scale_and_shift(scaling, self.split.mean, self.split.std)
         rows = self.split.rows
-        contiguous = isinstance(rows, range)
         plan = Plan(
             samples=len(self.split),
-            offset=rows.start if contiguous else 0,
-            rows=None if contiguous else np.asarray(rows),
+            offset=rows.start if isinstance(rows, range) else 0,
+            rows=None if isinstance(rows, range) else rows,
             seed=seed,
             order=order,
             crop=augment.crop,

@@ -5,6 +5,7 @@
     run = create(TrainConfig(), resolve(TrainConfig()))
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -26,11 +27,12 @@ _FREE = ("data", "allow_unverified", "device", "compile", "out", "resume")
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """A run's folder and what it was started with."""
+    """A run's folder and what it was started with; `made` are the folders that `create` made, innermost first."""
 
     path: Path
     config: TrainConfig
     recipe: Recipe
+    made: tuple[Path, ...] = ()
 
     @property
     def checkpoints(self) -> Path:
@@ -64,6 +66,12 @@ class Run:
         except OSError as error:
             raise OutputError(f"{error.filename or self.path} cannot be written: {error.strerror or error}") from None
 
+    def discard(self) -> None:
+        """Remove the folders that `create` made, as far as they are empty: nothing came of the run."""
+        with contextlib.suppress(OSError):
+            for folder in self.made:
+                folder.rmdir()
+
 
 def create(config: TrainConfig, recipe: Recipe) -> Run:
     """Make the folder of a new run.
@@ -79,6 +87,7 @@ def create(config: TrainConfig, recipe: Recipe) -> Run:
         while path.exists():
             number += 1
             path = Path("runs") / f"{stem}-{number}"
+    made = tuple(folder for folder in (path, *path.parents) if not folder.exists())
     try:
         path.mkdir(parents=True, exist_ok=True)
         if any(path.iterdir()):
@@ -89,7 +98,7 @@ def create(config: TrainConfig, recipe: Recipe) -> Run:
     except OSError as error:
         reason = error.strerror or str(error)
         raise OutputError(f"out {str(path)!r} cannot be written ({reason}): choose another folder with --out") from None
-    return Run(path=path, config=config, recipe=recipe)
+    return Run(path=path, config=config, recipe=recipe, made=made)
 
 
 def reopen(path: Path, given: TrainConfig | None = None) -> Run:

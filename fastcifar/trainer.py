@@ -60,7 +60,7 @@ class Trainer:
         rate = self.learning_rate(self.step)
         set_learning_rate(self.optimizer, rate)
         logits, loss_sum = self._loss(images, labels, size)
-        self.scaler.scale(loss_sum / len(labels)).backward()
+        torch.autograd.backward(self.scaler.scale(loss_sum / len(labels)))
         decay_no_sync(self.optimizer, rate, self.recipe.weight_decay)
         self.scaler.step(self.optimizer)
         self.scaler.update()
@@ -76,7 +76,7 @@ class Trainer:
         """Compile, and let the device choose its algorithms, on one batch; the net is afterwards as it was."""
         before = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
         for size in sizes:
-            self._loss(images, labels, size)[1].backward()
+            torch.autograd.backward(self._loss(images, labels, size)[1])
         self.optimizer.zero_grad()
         self.model.load_state_dict(before)
 

@@ -25,7 +25,7 @@ def test_digits_need_no_download(home: Path) -> None:
     assert store.path == home / "stores" / "digits"
     assert len(store) == len(store.split("train")) + len(store.split("test")) == 1797
     counts = np.bincount(store.labels[np.asarray(store.split("test").rows)], minlength=10)
-    assert counts.min() > 25  # each digit is tested
+    assert counts.min() > 15  # each digit is tested
     image = store.images[0]
     assert (image[0:4, 0:4] == image[0, 0]).all()  # one stored pixel is 4x4 now
     assert store.images.max() == 255
@@ -88,7 +88,7 @@ def test_cifar100_has_the_same_form(tmp_path: Path) -> None:
     assert len(store.classes) == 100
     np.testing.assert_array_equal(store.labels, np.concatenate([fine["train"], fine["test"]]))
     parts = [store.split(f"report/{part}").rows for part in ("train", "validation", "test")]
-    assert parts == [range(0, 10), range(10, 21), range(53, 60)]
+    assert parts == [range(10), range(10, 21), range(53, 60)]
 
 
 def test_an_unverified_copy_has_to_be_allowed(tmp_path: Path) -> None:

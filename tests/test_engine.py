@@ -187,7 +187,7 @@ def test_resuming_keeps_the_runs_options(data: str) -> None:
 def test_a_checkpoint_of_another_net_is_refused(data: str, monkeypatch: pytest.MonkeyPatch) -> None:
     fit(config(data, out=Path("run")))
     monkeypatch.setitem(ARCHS, "tiny", Arch(blocks=((4,), (4,), (4,), (6,)), hidden=(8,)))
-    with pytest.raises(CheckpointError, match="another net: .* has shape"):
+    with pytest.raises(CheckpointError, match=r"another net: .* has shape"):
         fit(TrainConfig(resume=Path("run")))
     monkeypatch.setitem(ARCHS, "tiny", Arch(blocks=((4,), (4,), (4,), (4,)), hidden=()))
     with pytest.raises(CheckpointError, match=r"another net: classifier\.\d"):

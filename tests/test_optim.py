@@ -1,4 +1,5 @@
 import dataclasses
+from itertools import pairwise
 
 import pytest
 import torch
@@ -15,8 +16,8 @@ def test_constant_schedule() -> None:
 def test_one_cycle_rises_to_its_peak_and_falls_to_nothing() -> None:
     recipe = dataclasses.replace(RECIPES["fast"], lr=1.0, warmup=0.25)
     rates = [learning_rate(recipe, step, 100) for step in range(100)]
-    assert all(a < b for a, b in zip(rates[:24], rates[1:25], strict=True))
-    assert all(a > b for a, b in zip(rates[25:-1], rates[26:], strict=True))
+    assert all(a < b for a, b in pairwise(rates[:25]))
+    assert all(a > b for a, b in pairwise(rates[25:]))
     assert max(rates) == pytest.approx(1.0, abs=0.03)
     assert 0 < rates[0] < 0.05
     assert 0 < rates[-1] < 0.01

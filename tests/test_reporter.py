@@ -258,7 +258,6 @@ def test_plain_transfers():
         "fetching ...",
         "fetching: 30.0 MB of 100.0 MB, 1.0 MB/s, 1:10 left",
         "fetching: 40.0 MB, 0:41",
-        "converting ...",
     ]
 
 

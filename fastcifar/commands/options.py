@@ -1,6 +1,6 @@
 """Options from a config dataclass: tyro makes the parser and the help; errors come as one line.
 
-    config = parse(TrainConfig, ["--epochs", "3"], prog="fastcifar train", description="...")
+config = parse(TrainConfig, ["--epochs", "3"], prog="fastcifar train", description="...")
 """
 
 import contextlib
@@ -56,10 +56,13 @@ def _one_line(box: str) -> str:
     message = " ".join(sections[0])
     message = re.sub(r"^Error parsing [A-Z]\w*: ", "", message)  # our own, from __post_init__
     message = message.partition(" Got errors:")[0].rstrip(".")
+    message = message[:1].lower() + message[1:] if message.startswith(("Unrecognized", "Missing")) else message
     wrong_type = re.match(r"Error parsing (\S+): .*?(?:matching|type) \S*?([A-Z]+)\b.*\['(.*)'\]", message)
     if wrong_type:
         option, wanted, got = wrong_type.groups()
         message = f"{option} takes {wanted}, got {got!r}"
+    elif wrong := re.match(r"Error parsing (--\S+): .*'(.*)'$", message):
+        message = f"{wrong.group(1)} cannot be {wrong.group(2)!r}"
     guesses = [row for section in sections[1:] if section[:1] == ["Perhaps you meant:"] for row in section[1:]]
     similar = [row.split()[0].rstrip(",") for row in guesses if row.startswith("--")]
     return f"{message}: perhaps you meant {' or '.join(dict.fromkeys(similar))}" if similar else message

@@ -59,7 +59,7 @@ def _npy_header(dtype: str, shape: tuple[int, ...]) -> bytes:
 def _checksums(handle: BinaryIO, into: memoryview | None = None) -> list[str]:
     """XXH3 of each 4 MiB of a file, filling `into` with its bytes on the way where that is given."""
     buffer = into if into is not None else memoryview(bytearray(_CHUNK))
-    sums = []
+    sums: list[str] = []
     position = 0
     while True:
         chunk = buffer[position : position + _CHUNK] if into is not None else buffer
@@ -275,7 +275,7 @@ class ArrayStore:
 
     def _load(self, name: str) -> NDArray[np.uint8]:
         content = np.empty((self.path / name).stat().st_size, np.uint8)
-        self._compare(name, memoryview(content))
+        self._compare(name, content.data)
         return content[_HEADER:]
 
     def _compare(self, name: str, into: memoryview | None) -> None:
