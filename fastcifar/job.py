@@ -76,7 +76,9 @@ class Job:
     def train(self, stop: StopRequest) -> FitResult:
         """Train what is left, then evaluate on the test images and write everything."""
         run, recipe, reporter = self.run, self.trainer.recipe, self.reporter
-        run.write(environment())
+        store = self.store
+        data = {"store": str(store.path), "digest": store.digest, "source": store.source, "verified": store.verified}
+        run.write({**environment(), "data": data})
         try:
             reporter.start(self._summary(), self.history)
             warmup_seconds = self._warm_up()

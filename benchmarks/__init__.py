@@ -1,0 +1,1 @@
+"""Benchmarks: the harness, one file a question, and the results with their receipts."""
