@@ -6,13 +6,14 @@ Nothing in an epoch waits for the device; its sums are read once, at its end.
     result.test.accuracy
 """
 
+import json
 from pathlib import Path
 
 from fastcifar import checkpoint, runs, runtime
 from fastcifar.config import Recipe, TrainConfig
 from fastcifar.data.datasets import open_store
 from fastcifar.data.store import ArrayStore
-from fastcifar.errors import ConfigError
+from fastcifar.errors import ConfigError, DataError
 from fastcifar.evaluation import eval_loader, evaluate, test_stats
 from fastcifar.job import FitResult, Job
 from fastcifar.metrics import TestStats
@@ -45,7 +46,7 @@ def fit(config: TrainConfig, *, reporter: Reporter | None = None) -> FitResult:
     saved = checkpoint.load_newest(resumed.checkpoints) if resumed else None
     run = resumed or runs.create(config, recipe)
     try:
-        store = _open(config, reporter)
+        store = (_recorded_store(run) if resumed else None) or _open(config, reporter)
         job = Job(run, rt, store, TeeReporter(reporter, JsonLinesReporter(run.path / "metrics.jsonl")), saved)
     except BaseException:
         run.discard()
@@ -72,7 +73,7 @@ def evaluate_run(path: Path, *, device: str = "auto", reporter: Reporter | None 
     saved = checkpoint.load_newest(run.checkpoints)
     for line in saved.skipped:
         reporter.message(line)
-    store = _open(run.config, reporter)
+    store = _recorded_store(run) or _open(run.config, reporter)
     model = build_model(run.config.arch, num_classes=len(store.classes), in_channels=store.image_shape[2])
     trainer = Trainer(model, run.recipe, rt, steps=1)
     trainer.restore(saved.model, saved.training, saved.step)
@@ -85,6 +86,16 @@ def _check(config: TrainConfig, recipe: Recipe) -> None:
         raise ConfigError(f"unknown arch {config.arch!r}: choose from {', '.join(sorted(ARCHS))}")
     if recipe.low_resolution:
         check_image_size(recipe.low_resolution, recipe.low_resolution)
+
+
+def _recorded_store(run: runs.Run) -> ArrayStore | None:
+    """The store that a run was started with, if it is still there: its archive need not be."""
+    try:
+        data = json.loads((run.path / "environment.json").read_bytes())["data"]
+        store = ArrayStore(data["store"])
+        return store if store.digest == data["digest"] else None
+    except (OSError, ValueError, KeyError, TypeError, DataError):
+        return None
 
 
 def _open(config: TrainConfig, reporter: Reporter) -> ArrayStore:

@@ -6,6 +6,7 @@ Nothing in an epoch waits for the device; its sums are read once, at its end.
 """
 
 import math
+import shlex
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -77,8 +78,8 @@ class Job:
         """Train what is left, then evaluate on the test images and write everything."""
         run, recipe, reporter = self.run, self.trainer.recipe, self.reporter
         store = self.store
-        data = {"store": str(store.path), "digest": store.digest, "source": store.source, "verified": store.verified}
-        run.write({**environment(), "data": data})
+        data = {"store": str(store.path.absolute()), "digest": store.digest, "source": store.source}
+        run.write({**environment(), "data": {**data, "verified": store.verified}})
         try:
             reporter.start(self._summary(), self.history)
             warmup_seconds = self._warm_up()
@@ -94,7 +95,7 @@ class Job:
             name, status = (number.name, 128 + number) if number is not None else ("", 1)
             raise StoppedError(
                 f"stopped by {name} after step {self.trainer.step} of {self.trainer.steps}, saved; "
-                f"go on with: fastcifar train --resume {run.path}",
+                f"go on with: fastcifar train --resume {shlex.quote(str(run.path))}",
                 status,
             ) from None
         finally:

@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import shlex
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -91,8 +92,8 @@ def create(config: TrainConfig, recipe: Recipe) -> Run:
     try:
         path.mkdir(parents=True, exist_ok=True)
         if any(path.iterdir()):
-            hint = f"resume it with --resume {path}, or" if (path / "config.json").exists() else "please"
-            raise OutputError(f"out {str(path)!r} is not empty: {hint} choose another folder")
+            hint = f"resume it with --resume {shlex.quote(str(path))}, or " if (path / "config.json").exists() else ""
+            raise OutputError(f"out {str(path)!r} is not empty: {hint}choose another folder")
         publish_json(path / "config.json", {})  # now, not after an hour of training
         (path / "config.json").unlink()
     except OSError as error:

@@ -134,6 +134,7 @@ def test_a_run_from_the_command_line_and_its_table_again(environment: dict[str, 
     assert json.loads((tmp_path / "run" / "config.json").read_text())["config"]["allow_unverified"] is True
     assert json.loads((tmp_path / "run" / "environment.json").read_text())["data"]["verified"] is False
     kinds = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    data.unlink()  # the store is enough
     again = fastcifar("evaluate", "run", environment=environment)
     assert again.returncode == 0, again.stderr
     assert f"{100 * kinds[-1]['accuracy']:.2f} %" in again.stdout
