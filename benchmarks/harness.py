@@ -1,7 +1,8 @@
 """What every benchmark shares: alternation, repeats, an interval, and a receipt that says where it ran.
 
-results = race({"a": run_a, "b": run_b}, repeats=5)      # each returns items done; called in turn
-save("question", results)
+Example:
+    results = race({"a": run_a, "b": run_b}, repeats=5)      # each returns items done; called in turn
+    save("question", results)
 """
 
 import json

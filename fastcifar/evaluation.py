@@ -1,7 +1,8 @@
 """Evaluation: in eval mode, moving nothing, each sample counted once; the loss is the mean over samples.
 
-found = evaluate(model, eval_loader(store, "test", ...), runtime)
-found.accuracy
+Example:
+    found = evaluate(model, eval_loader(store, "test", ...), runtime)
+    found.accuracy
 """
 
 import time

@@ -1,7 +1,8 @@
 """Optimisers and learning-rate schedules of the recipes; a schedule is a pure function of the step.
 
-optimizer = build_optimizer(model, recipe)
-set_learning_rate(optimizer, learning_rate(recipe, step, steps))
+Example:
+    optimizer = build_optimizer(model, recipe)
+    set_learning_rate(optimizer, learning_rate(recipe, step, steps))
 """
 
 import torch

@@ -1,6 +1,7 @@
 """Named recipes, as data: `RECIPES["fast"]`, `RECIPES["report"]`.
 
-recipe = resolve(TrainConfig(recipe="report", epochs=2))    # the recipe with the options laid over it
+Example:
+    recipe = resolve(TrainConfig(recipe="report", epochs=2))    # the recipe with the options laid over it
 """
 
 import dataclasses

@@ -1,7 +1,8 @@
 """Trainer: a net, its optimiser and the sums of the running epoch; it makes steps, and saves and restores.
 
-trainer = Trainer(model, recipe, runtime, steps=100)
-trainer.step_no_sync(images, labels)      # floating [B, C, H, W], int64[B]
+Example:
+    trainer = Trainer(model, recipe, runtime, steps=100)
+    trainer.step_no_sync(images, labels)      # floating [B, C, H, W], int64[B]
 """
 
 import time

@@ -1,6 +1,7 @@
 """The tables of README.md, from benchmarks/results/*.json: no figure in it is typed by hand.
 
-write_tables()      # replaces what stands between the markers
+Example:
+    write_tables()      # replaces what stands between the markers
 """
 
 import json

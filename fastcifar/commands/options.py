@@ -1,6 +1,7 @@
 """Options from a config dataclass: tyro makes the parser and the help; errors come as one line.
 
-config = parse(TrainConfig, ["--epochs", "3"], prog="fastcifar train", description="...")
+Example:
+    config = parse(TrainConfig, ["--epochs", "3"], prog="fastcifar train", description="...")
 """
 
 import contextlib
