@@ -1,5 +1,6 @@
 """The random numbers: known answers, exact bijections, and statistics that a wrong constant would break."""
 
+import itertools
 import math
 
 import numpy as np
@@ -98,7 +99,7 @@ def test_flips_of_consecutive_rows_and_epochs():
         rng.draws(rows, seed=9, epoch=e, height=8, width=8, crop=0, flip="alternating", cutout=0).flip for e in range(4)
     ]
     assert 0.48 < flips[0].mean() < 0.52
-    for before, after in zip(flips, flips[1:], strict=False):
+    for before, after in itertools.pairwise(flips):
         assert (before + after == 1).all()
     agree = (flips[0][1:] == flips[0][:-1]).mean()
     assert 0.48 < agree < 0.52

@@ -9,8 +9,10 @@ buffers and threads, which end with the last kernel.
 Legend: n images in the store, N samples in the split, H x W pixels, C channels, B rows of a batch.
 """
 
+import threading
 import time
 import weakref
+from collections.abc import Callable
 from typing import Any, Final
 
 import numpy as np
@@ -18,17 +20,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fastcifar.kernels.cpu_loops import CHUNK, FIELDS, work
+from fastcifar.kernels import cpu_loops
+from fastcifar.kernels.cpu_loops import CHUNK, FIELDS
+from fastcifar.kernels.cpu_words import watch
 from fastcifar.kernels.plan import IGNORE, Plan, check_plan, check_span
 from fastcifar.kernels.rng import split_seed, widths
 from fastcifar.kernels.threads import shared_team
 
 __all__ = ["CpuKernel"]
 
-_DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_work: Callable[..., bool] = cpu_loops.work
+_BUFFERS: Final = {"float32": np.float32, "bfloat16": np.uint16, "float16": np.float16}
 _KEPT = 4  # buffers: one being made, one held by the loop, two for a consumer that reads ahead
 _PERIOD = 512  # elements that share one pass over the factors: 4 KB of them stay in the L1 cache
-_SPINS = 2000  # looks for the other threads' last chunks (20 us) before sleeping
+_SPINS = 8000  # looks for the other threads' last chunks (20 us) before sleeping
 
 
 class CpuKernel:
@@ -56,7 +61,6 @@ class CpuKernel:
         self._images = images
         self._labels = np.array(labels, dtype=np.int64)
         self._rows = None if plan.rows is None else np.array(plan.rows, dtype=np.int64)
-        self._size = height * width * channels
         planar = not plan.channels_last and channels > 1
         row = width if planar else width * channels
         period = row * max(r for r in range(1, height + 1) if height % r == 0 and (r == 1 or r * row <= _PERIOD))
@@ -84,13 +88,14 @@ class CpuKernel:
             "zero": plan.padding == "zero",
             "flip": ("none", "random", "alternating").index(plan.flip),
             "cutout": plan.cutout,
-            "dtype": tuple(_DTYPES).index(plan.dtype),
+            "dtype": tuple(_BUFFERS).index(plan.dtype),
             "planar": planar,
             "period": period,
         }
         self._parameters = np.array([values[name] for name in FIELDS], dtype=np.int64)
         self._buffers: list[tuple[NDArray[Any], weakref.ref[NDArray[Any]]]] = []
-        self._team = shared_team()
+        self._lending = threading.Lock()
+        self._team = shared_team(watch)
 
     def __call__(self, *, epoch: int, start: int, size: int, capacity: int | None = None) -> tuple[Tensor, Tensor]:
         """The samples at positions start to start + size - 1 of an epoch's order, augmented.
@@ -110,51 +115,62 @@ class CpuKernel:
         """
         rows = check_span(self._plan, epoch, start, size, capacity)
         buffer = self._take(rows)
-        targets = np.empty(rows, dtype=np.int64)
-        buffer[size * self._size :] = 0
-        targets[size:] = IGNORE
-        self._work(epoch, start, size, buffer, targets)
-        images = torch.from_numpy(buffer).view(_DTYPES[self._plan.dtype])
-        _, height, width, channels = self._shape
-        if self._plan.channels_last:
-            images = images.view(rows, height, width, channels).permute(0, 3, 1, 2)
-        else:
-            images = images.view(rows, channels, height, width)
-        return images, torch.from_numpy(targets)
+        targets = torch.empty(rows, dtype=torch.int64)
+        if size < rows:
+            buffer[size:] = 0
+            targets[size:] = IGNORE
+        images = torch.from_numpy(buffer)
+        if self._plan.dtype == "bfloat16":  # NumPy has no such type
+            images = images.view(torch.bfloat16)
+        self._work(epoch, start, size, images, targets)
+        return images, targets
 
-    def _work(self, epoch: int, start: int, size: int, buffer: NDArray[Any], targets: NDArray[np.int64]) -> None:
+    def _work(self, epoch: int, start: int, size: int, images: Tensor, targets: Tensor) -> None:
         state = np.zeros(2, dtype=np.int64)
         arguments = (
             *(self._parameters, self._a, self._b, state, epoch, start, size),
-            *(buffer.ctypes.data, targets.ctypes.data),
+            *(images.data_ptr(), targets.data_ptr()),
         )
         # If an exception (Ctrl-C) ends the wait below, helpers still finish their chunks: the job keeps all they touch.
-        job = (work, (*arguments, 0), (self._images, self._labels, self._rows, buffer, targets))
-        helpers = min(torch.get_num_threads(), -(-size // CHUNK)) - 1
+        job = (_work, (*arguments, 0, 0), (self._images, self._labels, self._rows, images, targets))
+        # Below two chunks a thread, waking one (12 us) costs more than it saves.
+        helpers = min(torch.get_num_threads(), size // (2 * CHUNK)) - 1
         if helpers < 1 or not self._team.begin(job, helpers):
-            work(*arguments, 0)
+            _work(*arguments, 0, 0)
             return
+        signal = self._team.signal
         try:
-            while not work(*arguments, _SPINS):
+            while not _work(*arguments, _SPINS, signal):
                 time.sleep(20e-6)
+                signal = 0
         finally:
             self._team.end()
 
     def _take(self, rows: int) -> NDArray[Any]:
-        """A flat buffer for `rows` images that nobody else refers to.
+        """[rows, C, H, W] in the memory format of the plan, which nobody else refers to.
 
-        A fresh 6 MB allocation page-faults for longer than the kernel runs (measured: 1.0 against 0.4 ms), so
-        buffers are kept. Each is lent as a view: `torch.from_numpy` holds the view for as long as any tensor
-        shares its storage, so the buffer is free when the view is gone.
+        Where the allocator takes 6 MB fresh from the system, its page faults cost more than the kernel (measured:
+        2.0 against 0.6 ms a batch), so buffers are kept. Each is lent as a view: `torch.from_numpy` holds the view
+        for as long as any tensor shares its storage, so the buffer is free when the view is gone.
         """
-        dtype = np.float32 if self._plan.dtype == "float32" else np.uint16
-        size = rows * self._size
-        for i, (buffer, lent) in enumerate(self._buffers):
-            if buffer.size == size and lent() is None:
-                view = buffer[:]
-                self._buffers[i] = (buffer, weakref.ref(view))
-                return view
-        buffer = np.empty(size, dtype=dtype)
-        view = buffer[:]
-        self._buffers = [(buffer, weakref.ref(view)), *self._buffers[: _KEPT - 1]]
-        return view
+        if not self._lending.acquire(blocking=False):  # two threads must not be lent the same buffer
+            return self._fresh(rows)
+        try:
+            for i, (buffer, lent) in enumerate(self._buffers):
+                if len(buffer) == rows and lent() is None:
+                    view = buffer[:]
+                    self._buffers[i] = (buffer, weakref.ref(view))
+                    return view
+            buffer = self._fresh(rows)
+            view = buffer[:]
+            self._buffers = [(buffer, weakref.ref(view)), *self._buffers[: _KEPT - 1]]
+            return view
+        finally:
+            self._lending.release()
+
+    def _fresh(self, rows: int) -> NDArray[Any]:
+        _, height, width, channels = self._shape
+        dtype = _BUFFERS[self._plan.dtype]
+        if self._plan.channels_last:
+            return np.empty((rows, height, width, channels), dtype=dtype).transpose(0, 3, 1, 2)
+        return np.empty((rows, channels, height, width), dtype=dtype)

@@ -119,7 +119,7 @@ def check_span(plan: Plan, epoch: int, start: int, size: int, capacity: int | No
     rows = size if capacity is None else capacity
     if not 0 <= epoch < 2**32:
         raise ValueError(f"epoch must be from 0 to {2**32 - 1}, got {epoch}")
-    if not (0 <= start and 0 <= size and start + size <= plan.samples):
+    if start < 0 or size < 0 or start + size > plan.samples:
         raise ValueError(f"positions {start} to {start + size} are not within [0, {plan.samples}]")
     if size > rows:
         raise ValueError(f"size must be at most capacity, got {size} and {rows}")
