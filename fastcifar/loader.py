@@ -20,7 +20,7 @@ from fastcifar.config import Augment, Scaling
 from fastcifar.data.datasets import open_store
 from fastcifar.data.store import ArrayStore
 from fastcifar.errors import ConfigError
-from fastcifar.kernels.plan import DType, Order, Plan, scale_and_shift
+from fastcifar.kernels.plan import DType, Order, Plan, check_plan, scale_and_shift
 
 __all__ = ["Augment", "Batch", "Loader"]
 
@@ -65,7 +65,8 @@ class Loader:
         seed: of order and augmentation, 0 to 2**64 - 1.
         augment: None for none.
         scaling: raw (0..255), unit [0, 1], signed [-1, 1], or standardize (by the mean and standard
-            deviation of the split's training part).
+            deviation of the split's training part). The factor has 16 significant bits, so that all
+            backends agree exactly: with unit, 255 becomes 1.0000153.
         dtype: torch.float32, bfloat16 or float16; rounded once, from float32.
         device: where batches are made and given.
         channels_last: memory format of the images; their shape is [B, C, H, W] either way.
@@ -136,15 +137,6 @@ class Loader:
         self.world_size = world_size
         self.backend = ("cpu" if self.device.type == "cpu" else "eager") if backend == "auto" else backend
         augment = augment or Augment()
-        height, width, _ = self.dataset.image_shape
-        if augment.padding == "reflect" and augment.crop >= min(height, width):
-            raise ConfigError(f"crop {augment.crop} with reflect padding must be below {min(height, width)} pixels")
-        if augment.cutout > min(height, width):
-            raise ConfigError(
-                f"cutout must be at most {min(height, width)} pixels for these images, got {augment.cutout}"
-            )
-        if scaling == "standardize" and not (self.split.std > 0).all():
-            raise ConfigError("scaling 'standardize' needs images that are not all alike: their deviation is 0")
         scale, shift = scale_and_shift(scaling, self.split.mean, self.split.std)
         rows = self.split.rows
         plan = Plan(
@@ -162,6 +154,7 @@ class Loader:
             dtype=_DTYPES[dtype],
             channels_last=channels_last,
         )
+        check_plan(plan, self.dataset.images.shape, len(self.dataset.labels))
         self._identity = {
             "digest": self.dataset.digest,
             "split": self.split.name,

@@ -248,8 +248,8 @@ def test_a_damaged_store_is_found_when_it_is_placed(store: ArrayStore, tmp_path:
         ({"device": "abacus"}, "device 'abacus' is none that PyTorch knows"),
         ({"device": "meta", "backend": "cpu"}, "backend 'cpu' needs device 'cpu'"),
         ({"augment": {"crop": 2}}, "augment must be an Augment or None"),
-        ({"augment": Augment(crop=8)}, "crop 8 with reflect padding must be below 8"),
-        ({"augment": Augment(cutout=9)}, "cutout must be at most 8 pixels for these images, got 9"),
+        ({"augment": Augment(crop=8)}, "crop must be from 0 to 7 for images of 8 x 8, got 8"),
+        ({"augment": Augment(cutout=9)}, "cutout must be from 0 to 8 for images of 8 x 8, got 9"),
         ({"drop_last": True, "pad_last": True}, "cannot both be on"),
     ],
 )

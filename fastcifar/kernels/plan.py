@@ -14,25 +14,19 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from fastcifar.config import Flip, Padding, Scaling
 from fastcifar.errors import ConfigError
 
 __all__ = [
     "IGNORE",
     "DType",
-    "Flip",
     "Order",
-    "Padding",
     "Plan",
-    "Scaling",
     "check_plan",
     "check_span",
     "scale_and_shift",
 ]
 
-Scaling = Literal["raw", "unit", "signed", "standardize"]
-
-Flip = Literal["none", "random", "alternating"]
-Padding = Literal["reflect", "zero"]
 Order = Literal["random", "sequential"]
 DType = Literal["float32", "bfloat16", "float16"]
 
