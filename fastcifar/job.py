@@ -211,7 +211,10 @@ class Job:
             choices=(
                 *self.rt.reasons,
                 ("placement", f"device: the store's {megabytes:.0f} MB fit, {self.loader.backend} kernel"),
-                ("data", f"{store.name}, split {recipe.split}: {images}"),
+                (
+                    "data",
+                    f"{store.name}{'' if store.verified else ' (an unverified copy)'}, split {recipe.split}: {images}",
+                ),
                 ("recipe", f"{run.config.recipe}: {how}, {recipe.epochs} epochs{size}"),
                 ("net", f"{run.config.arch}, {self.parameters:,} parameters, seed {run.config.seed}"),
                 ("run", str(run.path)),
