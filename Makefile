@@ -19,10 +19,10 @@ train: setup
 	$(BIN)/python -m fastcifar.train $(ARGS)
 
 test: setup
-	$(BIN)/python -m pytest -n 2 -m "not long and not cuda"
+	$(BIN)/python -m pytest -n 2 -m "not cuda"
 
 test-long: setup
-	$(BIN)/python -m pytest -n 2 -m "not cuda" --timeout 3600
+	FASTCIFAR_LONG_TESTS=1 $(BIN)/python -m pytest -n 2 -m "not cuda" --timeout 3600
 
 bench: setup
 	$(BIN)/python -m benchmarks.loader_speed

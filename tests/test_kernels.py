@@ -19,6 +19,7 @@ from fastcifar.kernels.cpu import CpuKernel
 from fastcifar.kernels.eager import EagerKernel
 from fastcifar.kernels.plan import IGNORE, Plan, scale_and_shift
 from fastcifar.kernels.rng import draws, permute
+from tests.effort import effort
 
 SCALINGS = ("raw", "unit", "signed", "standardize")
 
@@ -102,7 +103,7 @@ def cases(draw):
 
 
 @given(cases())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=effort(150), deadline=None)
 def test_kernels_equal_the_reference(case):
     images, labels, plan, call = case
     check_kernels(images, labels, plan, **call)

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastcifar.kernels import rng
+from tests.effort import effort
 
 # Random123's kat_vectors for philox4x32-10: counter, key, result.
 KNOWN = [
@@ -112,7 +113,7 @@ def test_permute_is_a_bijection(samples):
 
 
 @given(samples=st.integers(1, 300), seed=seeds, epoch=epochs)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=effort(60), deadline=None)
 def test_permute_is_a_bijection_for_every_key(samples, seed, epoch):
     order = rng.permute(np.arange(samples), samples=samples, seed=seed, epoch=epoch)
     assert (np.sort(order) == np.arange(samples)).all()

@@ -20,6 +20,7 @@ from fastcifar.data import opcodes
 from fastcifar.data.pickles import PickledBatch, read_batch, read_label_names
 from fastcifar.errors import DataError
 from tests.cifar_files import batch_pickle, meta_pickle
+from tests.effort import effort
 
 _watching = False
 _events: list[str] = []
@@ -349,7 +350,7 @@ def refused_or_right(blob: bytes) -> bool:
     return batch is None
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=effort(600), deadline=None)
 @given(st.data())
 def test_changed_bytes_are_refused_or_harmless(data: st.DataObject) -> None:
     blob = bytearray(data.draw(st.sampled_from([GOOD, *AGAIN])))
@@ -384,7 +385,7 @@ PIECES = [
 ]
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=effort(600), deadline=None)
 @given(st.lists(st.sampled_from(PIECES), max_size=40))
 def test_nonsense_of_known_opcodes_is_refused(pieces: list[bytes]) -> None:
     with nothing_happens(), pytest.raises(DataError, match=r"^evil: "):
