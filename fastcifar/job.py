@@ -43,10 +43,7 @@ class Job:
     ) -> None:
         self.run, self.rt, self.store, self.reporter, self.saved = run, rt, store, reporter, saved
         config, recipe = run.config, run.recipe
-        parts = [name.removeprefix(f"{recipe.split}/") for name in store.split_names()]
-        if "test" not in parts:
-            raise ConfigError(f"split {recipe.split!r} is not one of {store.name}'s: {', '.join(store.split_names())}")
-        self.evaluated = "validation" if "validation" in parts else "test"
+        self.evaluated = "validation" if f"{recipe.split}/validation" in store.split_names() else "test"
         self.loader = Loader(
             store,
             split=f"{recipe.split}/train",
@@ -210,7 +207,7 @@ class Job:
             title=run.title,
             choices=(
                 *self.rt.reasons,
-                ("placement", f"device: the store's {megabytes:.0f} MB fit, {self.loader.backend} kernel"),
+                ("placement", f"device: all {megabytes:.0f} MB copied there once; {self.loader.backend} kernel"),
                 (
                     "data",
                     f"{store.name}{'' if store.verified else ' (an unverified copy)'}, split {recipe.split}: {images}",

@@ -124,6 +124,23 @@ def test_full_has_no_validation_part_and_says_test(data: str) -> None:
     assert result.history[0].samples == 96  # of 100: the recipe drops the short batch
 
 
+def test_holdout_validates_on_training_images_it_does_not_train_on(data: str) -> None:
+    result = fit(config(data, split="holdout", out=Path("run")))
+    assert {stats.evaluated for stats in result.history} == {"validation"}
+    assert result.history[0].samples == 80  # of 90
+    assert result.test.samples == 40
+
+
+def test_a_store_without_the_split_says_which_it_has(tmp_path: Path) -> None:
+    images = np.zeros((40, 20, 20, 3), np.uint8)
+    files = [SourceFile(name, images + 9 * i, np.zeros(40, np.int64)) for i, name in enumerate("ab")]
+    splits = {"full": {"train": ["a"], "test": ["b"]}}
+    write_store(tmp_path / "s", files, name="s", classes=["only"], splits=splits, source={})
+    with pytest.raises(ConfigError, match="unknown split 'report/train': choose from train, test"):
+        fit(config(str(tmp_path / "s"), recipe="report", out=Path("run")))
+    assert not Path("run").exists()
+
+
 def test_equal_seeds_give_equal_weights_and_others_do_not(data: str) -> None:
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         fit(config(data, seed=seed, out=Path(name)))

@@ -4,7 +4,7 @@ It touches nothing but threads. They sleep from 45 us after a launch until the n
 launches, and end with the last user of the team.
 
     team = shared_team(watch)              # watch(address, seen, spins): waits without the lock
-    if team.begin((function, arguments, kept), 1)  :     # False: busy with another thread's launch
+    if team.begin((function, arguments, kept), 1):       # False: busy with another thread's launch
         try: ...                                         # call function(*arguments) here as well
         finally: team.end()
 
