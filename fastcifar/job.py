@@ -158,7 +158,7 @@ class Job:
         images, labels = self.loader.batch(0, 0)
         if self.rt.compile or self.rt.device.type == "cuda":
             sizes = tuple(dict.fromkeys(self._size(epoch) for epoch in range(self.epoch, self.trainer.recipe.epochs)))
-            self.trainer.warm_up(images, labels, sizes=sizes)
+            self.trainer.warm_up(images, labels, self.eval_loader.batch(0, 0).images, sizes=sizes)
         return time.perf_counter() - started
 
     def _save(self) -> None:

@@ -73,12 +73,22 @@ class Trainer:
         """The learning rate of step `step`, from 0."""
         return learning_rate(self.recipe, step, self.steps)
 
-    def warm_up(self, images: Tensor, labels: Tensor, *, sizes: tuple[int | None, ...]) -> None:
-        """Compile, and let the device choose its algorithms, on one batch; the net is afterwards as it was."""
+    def warm_up(self, images: Tensor, labels: Tensor, eval_images: Tensor, *, sizes: tuple[int | None, ...]) -> None:
+        """Compile, and let the device choose its algorithms, for all shapes to come; the net is afterwards as it was.
+
+        Args:
+            images: floating [B, C, H, W], a training batch.
+            labels: int64[B].
+            eval_images: floating [B, C, H, W], an evaluation batch.
+            sizes: sides in pixels that training will run at; None for the images' own.
+        """
         before = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
         for size in sizes:
             torch.autograd.backward(self._loss(images, labels, size)[1])
         self.optimizer.zero_grad()
+        with torch.no_grad(), self.runtime.autocast():
+            self.model.eval()(eval_images)
+        self.model.train()
         self.model.load_state_dict(before)
 
     def _loss(self, images: Tensor, labels: Tensor, size: int | None) -> tuple[Tensor, Tensor]:

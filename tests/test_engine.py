@@ -22,6 +22,7 @@ from fastcifar.metrics import EpochStats
 from fastcifar.nets import ARCHS, Arch, build_model
 from fastcifar.recipes import RECIPES
 from fastcifar.reporter import NullReporter
+from fastcifar.trainer import Trainer
 
 TINY = Arch(blocks=((4,), (4,), (4,), (4,)), hidden=(8,))
 
@@ -229,6 +230,19 @@ def test_evaluation_moves_nothing_and_counts_each_image_once(data: str, monkeypa
     assert torch.equal(found.labels, labels)
     assert torch.equal(found.predictions, logits.argmax(1))
     assert found.accuracy == (logits.argmax(1) == labels).sum().item() / 40
+
+
+def test_warming_up_leaves_the_net_as_it_was() -> None:
+    torch.manual_seed(0)
+    rt = runtime.choose(TrainConfig(device="cpu"))
+    trainer = Trainer(build_model("tiny", num_classes=3), RECIPES["fast"], rt, steps=10)
+    images, labels = torch.rand(8, 3, 20, 20), torch.arange(8) % 3
+    before = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
+    trainer.warm_up(images, labels, images, sizes=(17, None))
+    assert_equal(before, trainer.model.state_dict())
+    assert all(parameter.grad is None for parameter in trainer.model.parameters())
+    assert trainer.model.training
+    assert (trainer.step, trainer.totals.read()[2], trainer.optimizer.state_dict()["state"]) == (0, 0, {})
 
 
 def test_low_resolution_comes_first_then_the_images_own(data: str, monkeypatch: pytest.MonkeyPatch) -> None:
