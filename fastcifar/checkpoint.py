@@ -5,7 +5,7 @@
 No pickle is written or read.
 
     save(run / "checkpoints", step=100, model=model.state_dict(), training={}, state={"epoch": 1})
-    newest = load_newest(run / "checkpoints", device="cpu")
+    newest = load_newest(run / "checkpoints")
 """
 
 import hashlib
@@ -63,6 +63,8 @@ def save(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         remove_stale(folder)
+        if path.exists() and not _is_sound(path):
+            shutil.rmtree(path)  # or it would stand in the new one's place
         with publish_folder(path) as temporary:
             digests = {}
             for name, tensors in zip(_FILES, (model, training), strict=True):
@@ -79,12 +81,11 @@ def save(
     return path
 
 
-def load_newest(folder: Path, *, device: str = "cpu") -> Checkpoint:
+def load_newest(folder: Path) -> Checkpoint:
     """Read the newest checkpoint whose digests are right.
 
     Args:
         folder: a run's `checkpoints`.
-        device: where its tensors go.
 
     Raises:
         CheckpointError: there is none, or the newest was written by a newer fastcifar.
@@ -92,7 +93,7 @@ def load_newest(folder: Path, *, device: str = "cpu") -> Checkpoint:
     skipped: list[str] = []
     for path in sorted(_saved(folder), reverse=True):
         try:
-            return _load(path, device, tuple(skipped))
+            return _load(path, tuple(skipped))
         except _DamagedError as error:
             skipped.append(f"skipped checkpoint {path}: {error}")
     detail = f" ({'; '.join(skipped)})" if skipped else ""
@@ -101,6 +102,14 @@ def load_newest(folder: Path, *, device: str = "cpu") -> Checkpoint:
 
 class _DamagedError(Exception):
     pass
+
+
+def _is_sound(path: Path) -> bool:
+    try:
+        _load(path, ())
+    except (_DamagedError, CheckpointError):
+        return False
+    return True
 
 
 def _saved(folder: Path) -> list[Path]:
@@ -112,7 +121,7 @@ def _digest(manifest: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def _load(path: Path, device: str, skipped: tuple[str, ...]) -> Checkpoint:
+def _load(path: Path, skipped: tuple[str, ...]) -> Checkpoint:
     try:
         manifest = json.loads((path / "manifest.json").read_bytes())
     except (OSError, ValueError, RecursionError) as error:
@@ -135,7 +144,7 @@ def _load(path: Path, device: str, skipped: tuple[str, ...]) -> Checkpoint:
         if hashlib.sha256(content).hexdigest() != manifest["files"].get(name):
             raise _DamagedError(f"{name} does not have its digest")
         try:
-            tensors.append({key: t.to(device) for key, t in safetensors.torch.load(content).items()})
+            tensors.append(safetensors.torch.load(content))
         except safetensors.SafetensorError as error:
             raise _DamagedError(f"{name}: {error}") from None
     return Checkpoint(

@@ -160,6 +160,10 @@ class TrainConfig:
     """Folder of a stopped run to go on with, exactly, with the options it was started with."""
 
     def __post_init__(self) -> None:
+        for name in ("data", "out", "resume"):
+            if isinstance(value := getattr(self, name), str):
+                object.__setattr__(self, name, Path(value))
+        object.__setattr__(self, "device", str(self.device))  # a torch.device too
         if self.split is not None:
             _choice("split", self.split, Scheme)
         if self.epochs is not None:
@@ -190,5 +194,4 @@ class TrainConfig:
             ConfigError: a field has a value that is not allowed.
             TypeError: a field is unknown.
         """
-        paths = {key: Path(values[key]) for key in ("data", "out", "resume") if values.get(key) is not None}
-        return cls(**{**values, **paths})
+        return cls(**values)

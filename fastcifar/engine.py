@@ -6,6 +6,7 @@ Nothing in an epoch waits for the device; its sums are read once, at its end.
     result.test.accuracy
 """
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -13,9 +14,9 @@ from fastcifar import checkpoint, runs, runtime
 from fastcifar.config import Recipe, TrainConfig
 from fastcifar.data.datasets import open_store
 from fastcifar.data.store import ArrayStore
-from fastcifar.errors import ConfigError, DataError
+from fastcifar.errors import CheckpointError, ConfigError, DataError, FastcifarError
 from fastcifar.evaluation import eval_loader, evaluate, test_stats
-from fastcifar.job import FitResult, Job
+from fastcifar.job import FitResult, Job, check_options
 from fastcifar.metrics import TestStats
 from fastcifar.nets import ARCHS, build_model, check_image_size
 from fastcifar.recipes import resolve
@@ -46,13 +47,18 @@ def fit(config: TrainConfig, *, reporter: Reporter | None = None) -> FitResult:
     saved = checkpoint.load_newest(resumed.checkpoints) if resumed else None
     run = resumed or runs.create(config, recipe)
     try:
-        store = (_recorded_store(run) if resumed else None) or _open(config, reporter)
-        job = Job(run, rt, store, TeeReporter(reporter, JsonLinesReporter(run.path / "metrics.jsonl")), saved)
+        with runtime.raise_on_sigterm():
+            store = (_recorded_store(run) if resumed else None) or _open(config, reporter)
+            job = Job(run, rt, store, TeeReporter(reporter, JsonLinesReporter(run.path / "metrics.jsonl")), saved)
+        with runtime.catch_stop() as stop:
+            return job.train(stop)
+    except runtime.OutOfMemoryError as error:
+        run.discard()
+        reason = str(error).split(". ")[0]
+        raise FastcifarError(f"{rt.device} has too little memory ({reason}): try a smaller --batch-size") from None
     except BaseException:
         run.discard()
         raise
-    with runtime.catch_stop() as stop:
-        return job.train(stop)
 
 
 def evaluate_run(path: Path, *, device: str = "auto", reporter: Reporter | None = None) -> TestStats:
@@ -68,12 +74,15 @@ def evaluate_run(path: Path, *, device: str = "auto", reporter: Reporter | None 
         DataError: its data cannot be opened.
     """
     reporter = reporter or NullReporter()
-    run = runs.reopen(path, TrainConfig(device=device))
-    rt = runtime.choose(run.config)
+    run = runs.reopen(Path(path))
+    rt = runtime.choose(dataclasses.replace(run.config, device=device, compile="off"))  # one pass: compiling costs more
     saved = checkpoint.load_newest(run.checkpoints)
     for line in saved.skipped:
         reporter.message(line)
+    check_options(run, saved)
     store = _recorded_store(run) or _open(run.config, reporter)
+    if store.digest != saved.state["loader"]["digest"]:
+        raise CheckpointError(f"{saved.path} was trained on other data than {store.path} holds")
     model = build_model(run.config.arch, num_classes=len(store.classes), in_channels=store.image_shape[2])
     trainer = Trainer(model, run.recipe, rt, steps=1)
     trainer.restore(saved.model, saved.training, saved.step)

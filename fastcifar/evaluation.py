@@ -5,6 +5,7 @@ Example:
     found.accuracy
 """
 
+import signal
 import time
 from dataclasses import dataclass
 
@@ -24,7 +25,11 @@ _BATCH = 500
 
 
 class StopSeenError(Exception):
-    """The stop request was seen between two batches."""
+    """The stop request was seen between two batches; `signum` asked for it."""
+
+    def __init__(self, signum: signal.Signals) -> None:
+        super().__init__(signum.name)
+        self.signum = signum
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +71,7 @@ def evaluate(model: nn.Module, loader: Loader, runtime: Runtime, *, stop: StopRe
             predictions.append(logits.argmax(1))
             truth.append(labels)
             if stop is not None and stop.signum is not None:
-                raise StopSeenError
+                raise StopSeenError(stop.signum)
     finally:
         model.train(was_training)
     loss, accuracy, _ = totals.read()

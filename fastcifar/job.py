@@ -13,16 +13,16 @@ from pathlib import Path
 
 from fastcifar import checkpoint, runs
 from fastcifar.data.store import ArrayStore
-from fastcifar.errors import CheckpointError, ConfigError, DivergedError, StoppedError
+from fastcifar.errors import CheckpointError, ConfigError, DivergedError, OutputError, StoppedError
 from fastcifar.evaluation import Evaluation, StopSeenError, eval_loader, evaluate, test_stats
 from fastcifar.loader import Loader
-from fastcifar.metrics import EpochStats, TestStats
+from fastcifar.metrics import EpochStats, TestStats, first_not_finite
 from fastcifar.nets import build_model, count_parameters
 from fastcifar.reporter import Reporter, RunResult, RunSummary
-from fastcifar.runtime import Runtime, StopRequest, environment, seed_everything
+from fastcifar.runtime import Runtime, StopRequest, environment, is_compile_error, seed_everything
 from fastcifar.trainer import Trainer, train_epoch
 
-__all__ = ["FitResult", "Job"]
+__all__ = ["FitResult", "Job", "check_options"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +55,7 @@ class Job:
             channels_last=config.channels_last,
             drop_last=recipe.drop_last,
         )
-        images = len(self.loader.split)
+        images = len(self.loader.dataset)
         if len(self.loader) == 0:
             raise ConfigError(f"batch_size {recipe.batch_size} is more than the {images} training images")
         if not recipe.drop_last and images % recipe.batch_size == 1:
@@ -76,24 +76,21 @@ class Job:
         run, recipe, reporter = self.run, self.trainer.recipe, self.reporter
         store = self.store
         data = {"store": str(store.path.absolute()), "digest": store.digest, "source": store.source}
-        run.write({**environment(), "data": {**data, "verified": store.verified}})
+        run.write({**environment(), "data": {**data, "verified": store.verified}}, resumed=self.saved is not None)
         try:
             reporter.start(self._summary(), self.history)
             warmup_seconds = self._warm_up()
             last = None
             while self.epoch < recipe.epochs:
                 last = self._epoch(stop)
-            tested = self.evaluated == "test" and last is not None
-            test = test_stats(last if tested and last else self._evaluate("test", stop), self.store.classes)
-            result = self._finish(test, warmup_seconds)
-        except StopSeenError:
+            found = last if last is not None and self.evaluated == "test" else self._evaluate("test", stop)
+            result = self._finish(test_stats(found, self.store.classes), warmup_seconds)
+        except StopSeenError as seen:
             self._save()
-            number = stop.signum
-            name, status = (number.name, 128 + number) if number is not None else ("", 1)
             raise StoppedError(
-                f"stopped by {name} after step {self.trainer.step} of {self.trainer.steps}, saved; "
+                f"stopped by {seen.signum.name} after step {self.trainer.step} of {self.trainer.steps}, saved; "
                 f"go on with: fastcifar train --resume {shlex.quote(str(run.path))}",
-                status,
+                128 + seen.signum,
             ) from None
         finally:
             reporter.close()
@@ -103,18 +100,17 @@ class Job:
         recipe, trainer = self.trainer.recipe, self.trainer
         self.reporter.epoch_start(self.epoch + 1)
         started = time.perf_counter() - self.elapsed
-        if self.loader.state_dict()["step"] == 0:
-            trainer.start_epoch()
+        position = self.loader.state_dict()
         try:
-            train_epoch(trainer, self.loader, self.reporter, size=self._size(self.epoch), stop=stop)
+            if position["epoch"] == self.epoch:  # else the run was stopped in this epoch's evaluation
+                if position["step"] == 0:
+                    trainer.start_epoch()
+                train_epoch(trainer, self.loader, self.reporter, size=self._size(self.epoch), stop=stop)
             loss, accuracy, samples = trainer.totals.read()
         finally:
             self.elapsed = time.perf_counter() - started
         if not math.isfinite(loss):
-            raise DivergedError(
-                f"the training loss became {loss} in epoch {self.epoch + 1}: try a lower --lr; "
-                f"the checkpoints before it are in {self.run.checkpoints}"
-            )
+            raise self._diverged(f"the training loss became {loss}")
         found = self._evaluate(self.evaluated, stop)
         stats = EpochStats(
             epoch=self.epoch + 1,
@@ -155,22 +151,39 @@ class Job:
     def _warm_up(self) -> float:
         """Compile what is compiled on first use; training times are free of it. Seconds taken."""
         started = time.perf_counter()
-        images, labels = self.loader.batch(0, 0)
+        batches = [self.loader.batch(0, step) for step in sorted({0, len(self.loader) - 1})]
         if self.rt.compile or self.rt.device.type == "cuda":
+            by_length = {len(batch.labels): batch for batch in batches}  # the last may be short
             sizes = tuple(dict.fromkeys(self._size(epoch) for epoch in range(self.epoch, self.trainer.recipe.epochs)))
-            self.trainer.warm_up(images, labels, self.eval_loader.batch(0, 0).images, sizes=sizes)
+            evaluation = self.eval_loader.batch(0, 0).images
+            try:
+                self.trainer.warm_up(tuple(by_length.values()), evaluation, sizes=sizes)
+            except Exception as error:
+                if not is_compile_error(error):
+                    raise
+                reason = " ".join(str(error).split())[:200]
+                raise ConfigError(f"compile: the net cannot be compiled here ({reason}): use --compile off") from None
         return time.perf_counter() - started
 
+    def _diverged(self, what: str) -> DivergedError:
+        step = self.trainer.step
+        where = f"in epoch {(step - 1) // len(self.loader) + 1}, by step {step}"
+        return DivergedError(f"{what} {where}: try a lower --lr; the last good checkpoint is in {self.run.checkpoints}")
+
     def _save(self) -> None:
+        model, training = self.trainer.model.state_dict(), self.trainer.tensors()
+        if (name := first_not_finite({**model, **training})) is not None:
+            raise self._diverged(f"{name} is no longer finite")
         checkpoint.save(
             self.run.checkpoints,
             step=self.trainer.step,
-            model=self.trainer.model.state_dict(),
-            training=self.trainer.tensors(),
+            model=model,
+            training=training,
             state={
                 "config_hash": self.run.config_hash(),
                 "precision": str(self.rt.precision),
                 "device": str(self.rt.device.type),
+                "compile": self.rt.compile,
                 "loader": self.loader.state_dict(),
                 "epoch": self.epoch,
                 "elapsed": self.elapsed,
@@ -180,8 +193,7 @@ class Job:
 
     def _restore(self, saved: checkpoint.Checkpoint) -> None:
         state = saved.state
-        if state["config_hash"] != self.run.config_hash():
-            raise CheckpointError(f"{saved.path} is of other options than {self.run.path / 'config.json'} now holds")
+        check_options(self.run, saved)
         self.trainer.restore(saved.model, saved.training, saved.step)
         self.loader.load_state_dict(state["loader"])
         self.epoch, self.elapsed = state["epoch"], state["elapsed"]
@@ -192,15 +204,16 @@ class Job:
         notices = list(saved.skipped) if saved else []
         if saved:
             notices.append(f"resumed after step {saved.step} of {self.trainer.steps}")
-            if (saved.state["precision"], saved.state["device"]) != (str(self.rt.precision), self.rt.device.type):
-                was = f"{saved.state['precision']} on {saved.state['device']}"
+            before = [saved.state[name] for name in ("precision", "device", "compile")]
+            if before != [str(self.rt.precision), self.rt.device.type, self.rt.compile]:
+                was = f"{before[0]} on {before[1]}{' and compiled' if before[2] else ''}"
                 notices.append(f"the run was started in {was}: it goes on, but not bit for bit")
         if not store.verified:
             notices.append("the data are an unverified copy: their checksum is not the published one")
         if store.name == "digits":
             notices.append("digits are a small stand-in; CIFAR-10: --dataset cifar10, fetched once, or --data FILE")
         size = f", {recipe.low_resolution} pixels a side at first" if self._size(0) else ""
-        images = f"{len(self.loader.split):,} training, {len(self.eval_loader.split):,} {self.evaluated} images"
+        images = f"{len(self.loader.dataset):,} training, {len(self.eval_loader.dataset):,} {self.evaluated} images"
         megabytes = store.images.nbytes / 1e6
         how = f"{recipe.optimizer}, lr {recipe.lr:g} {recipe.schedule}, batch {recipe.batch_size}"
         return RunSummary(
@@ -228,7 +241,6 @@ class Job:
 
         run, history = self.run, tuple(self.history)
         train_seconds = sum(stats.train_seconds for stats in history)
-        figures = write_figures(run.path / "figures", history, test, title=run.title)
         page = run.path / "report.html"
         result = RunResult(
             test=test,
@@ -245,16 +257,29 @@ class Job:
                 ("report", str(page)),
             ),
         )
-        write_page(
-            page,
-            title=run.title,
-            config=run.config_json(),
-            environment=environment(),
-            choices=self._summary().choices,
-            history=history,
-            test=test,
-            result=result,
-            figures=figures,
-        )
+        try:
+            write_page(
+                page,
+                title=run.title,
+                config=run.config_json(),
+                environment=environment(),
+                choices=self._summary().choices,
+                history=history,
+                test=test,
+                result=result,
+                figures=write_figures(run.path / "figures", history, test, title=run.title),
+            )
+        except OSError as error:
+            raise OutputError(f"{error.filename or run.path} cannot be written: {error.strerror or error}") from None
         self.reporter.finish(result)
         return FitResult(path=run.path, history=history, test=test, run=result)
+
+
+def check_options(run: runs.Run, saved: checkpoint.Checkpoint) -> None:
+    """Refuse a checkpoint that was saved under other options.
+
+    Raises:
+        CheckpointError: the run's config.json was changed since.
+    """
+    if saved.state["config_hash"] != run.config_hash():
+        raise CheckpointError(f"{saved.path} is of other options than {run.path / 'config.json'} now holds")

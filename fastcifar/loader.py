@@ -8,8 +8,10 @@ position.
         ...
 """
 
+import dataclasses
 import weakref
 from collections.abc import Iterator
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, get_args
 
@@ -21,6 +23,7 @@ from fastcifar.data.datasets import open_store
 from fastcifar.data.store import ArrayStore
 from fastcifar.errors import ConfigError
 from fastcifar.kernels.plan import DType, Order, Plan, check_plan, scale_and_shift
+from fastcifar.runtime import find_device
 
 __all__ = ["Augment", "Batch", "Loader"]
 
@@ -29,8 +32,8 @@ Backend = Literal["auto", "cpu", "eager"]
 
 _DTYPES: dict[torch.dtype, DType] = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 
-# One copy of a store's bytes for all loaders on a device, for as long as the store lives.
-_placed: "weakref.WeakKeyDictionary[ArrayStore, dict[torch.device, Tensor]]" = weakref.WeakKeyDictionary()
+# One copy of a store's bytes on a device, for as long as a loader uses it.
+_placed: "weakref.WeakValueDictionary[tuple[str, torch.device], Tensor]" = weakref.WeakValueDictionary()
 
 
 class Batch(NamedTuple):
@@ -118,18 +121,19 @@ class Loader:
             ("world_size", world_size, 1, 2**31 - 1),
             ("rank", rank, 0, world_size - 1),
         ):
-            if not isinstance(number, int) or isinstance(number, bool) or not low <= number <= high:
+            if not isinstance(number, Integral) or isinstance(number, bool) or not low <= number <= high:
                 raise ConfigError(f"{name} must be a whole number from {low} to {high}, got {number!r}")
+        batch_size, seed, rank, world_size = int(batch_size), int(seed), int(rank), int(world_size)  # NumPy's too
         if drop_last and pad_last:
             raise ConfigError("drop_last and pad_last cannot both be on")
         if augment is not None and not isinstance(augment, Augment):
             raise ConfigError(f"augment must be an Augment or None, got {augment!r}")
-        self.device = _device(device)
+        self.device = find_device(device)
         if backend == "cpu" and self.device.type != "cpu":
             raise ConfigError(f"backend 'cpu' needs device 'cpu', got {str(self.device)!r}: use backend 'eager'")
 
-        self.dataset = store if isinstance(store, ArrayStore) else open_store(store)
-        self.split = self.dataset.split(split)
+        self.store = store if isinstance(store, ArrayStore) else open_store(store)
+        self.dataset = self.store.split(split)  # what a DataLoader calls so
         self.batch_size = batch_size
         self.drop_last = drop_last
         self.pad_last = pad_last
@@ -137,10 +141,10 @@ class Loader:
         self.world_size = world_size
         self.backend = ("cpu" if self.device.type == "cpu" else "eager") if backend == "auto" else backend
         augment = augment or Augment()
-        scale, shift = scale_and_shift(scaling, self.split.mean, self.split.std)
-        rows = self.split.rows
+        scale, shift = scale_and_shift(scaling, self.dataset.mean, self.dataset.std)
+        rows = self.dataset.rows
         plan = Plan(
-            samples=len(self.split),
+            samples=len(self.dataset),
             offset=rows.start if isinstance(rows, range) else 0,
             rows=None if isinstance(rows, range) else rows,
             seed=seed,
@@ -154,32 +158,34 @@ class Loader:
             dtype=_DTYPES[dtype],
             channels_last=channels_last,
         )
-        check_plan(plan, self.dataset.images.shape, len(self.dataset.labels))
+        check_plan(plan, self.store.images.shape, len(self.store.labels))
         self._identity = {
-            "digest": self.dataset.digest,
-            "split": self.split.name,
+            "digest": self.store.digest,
+            "split": self.dataset.name,
             "batch_size": batch_size,
             "seed": seed,
             "order": order,
             "drop_last": drop_last,
+            "scaling": scaling,
+            "augment": dataclasses.asdict(augment),
         }
         self._kernel = self._make_kernel(plan)
         self._epoch, self._step = 0, 0
         self._broken_off = False
 
     def _make_kernel(self, plan: Plan) -> _Kernel:
-        images = _place(self.dataset, self.device)
+        self._images = images = _place(self.store, self.device)
         if self.backend == "cpu":
             from fastcifar.kernels.cpu import CpuKernel  # numba takes a moment to import
 
-            return CpuKernel(images.numpy(), self.dataset.labels, plan)
+            return CpuKernel(images.numpy(), self.store.labels, plan)
         from fastcifar.kernels.eager import EagerKernel
 
-        return EagerKernel(images, torch.from_numpy(self.dataset.labels).to(self.device), plan)
+        return EagerKernel(images, torch.from_numpy(self.store.labels).to(self.device), plan)
 
     def __len__(self) -> int:
         """Batches in an epoch; the same for every rank and epoch."""
-        full, rest = divmod(len(self.split), self.batch_size)
+        full, rest = divmod(len(self.dataset), self.batch_size)
         return full + (rest > 0 and not self.drop_last)
 
     def batch(self, epoch: int, step: int) -> Batch:
@@ -191,7 +197,7 @@ class Loader:
         if not 0 <= step < len(self):
             raise IndexError(f"step {step} is out of range: an epoch has {len(self)} batches")
         first = step * self.batch_size
-        count = min(self.batch_size, len(self.split) - first)
+        count = min(self.batch_size, len(self.dataset) - first)
         low, high = (count * self.rank // self.world_size, count * (self.rank + 1) // self.world_size)
         capacity = -(-self.batch_size // self.world_size) if self.pad_last else None
         return Batch(*self._kernel(epoch=epoch, start=first + low, size=high - low, capacity=capacity))
@@ -238,16 +244,10 @@ class Loader:
         self._step = step
 
 
-def _device(device: torch.device | str) -> torch.device:
-    try:
-        return torch.device(device)
-    except RuntimeError:
-        raise ConfigError(f"device {device!r} is none that PyTorch knows: cpu, cuda, cuda:1, mps, ...") from None
-
-
 def _place(store: ArrayStore, device: torch.device) -> Tensor:
     """The store's images on `device`, uint8[N, H, W, C]; copied and checked the first time."""
-    copies = _placed.setdefault(store, {})
-    if device not in copies:
-        copies[device] = torch.from_numpy(store.load()).to(device)
-    return copies[device]
+    images = _placed.get((store.digest, device))
+    if images is None:
+        images = torch.from_numpy(store.load()).to(device)
+        _placed[store.digest, device] = images
+    return images

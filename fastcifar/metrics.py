@@ -7,12 +7,13 @@ Nothing here waits for the device except `Totals.read`.
     loss, accuracy, samples = totals.read()         # once
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-__all__ = ["EpochStats", "TestStats", "Totals"]
+__all__ = ["EpochStats", "TestStats", "Totals", "first_not_finite"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,3 +97,11 @@ class Totals:
         self.loss.copy_(state["loss"])
         self.correct.copy_(state["correct"])
         self.samples.copy_(state["samples"])
+
+
+def first_not_finite(tensors: Mapping[str, Tensor]) -> str | None:
+    """The name of the first tensor with a NaN or an infinity; None if there is none. Waits for the device once."""
+    floating = {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point()}
+    device = next((tensor.device for tensor in floating.values() if tensor.device.type != "cpu"), torch.device("cpu"))
+    finite = torch.stack([tensor.isfinite().all().to(device) for tensor in floating.values()]).tolist()
+    return next((name for name, good in zip(floating, finite, strict=True) if not good), None)

@@ -94,9 +94,9 @@ def publish_folder(path: Path) -> Iterator[Path]:
     _sync_folder(path.parent)
 
 
-def remove_stale(folder: Path) -> None:
-    """Delete temporaries that a crash left in `folder`. Call it only where no one else writes."""
-    for leftover in folder.glob(f"{_PREFIX}*"):
+def remove_stale(folder: Path, name: str = "") -> None:
+    """Delete temporaries that a crash left in `folder`, of all targets or of `name`. No one else may write them."""
+    for leftover in folder.glob(f"{_PREFIX}{name}*"):
         if leftover.is_dir():
             shutil.rmtree(leftover, ignore_errors=True)
         else:

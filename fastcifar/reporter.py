@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, Protocol, TypeAlias
 
+from fastcifar.errors import FastcifarError, OutputError
 from fastcifar.metrics import EpochStats, TestStats
 from fastcifar.publish import publish_bytes
 
@@ -146,6 +147,9 @@ class JsonLinesReporter(NullReporter):
 
     Args:
         path: the file; missing folders above it are made.
+
+    Raises:
+        OutputError: by any call, when the file cannot be written.
     """
 
     def __init__(self, path: Path) -> None:
@@ -156,9 +160,10 @@ class JsonLinesReporter(NullReporter):
         """Write "run" and the history, atomically, in place of any older file."""
         self.close()
         lines = [_line("run", _fields(summary)), *(_line("epoch", _fields(stats)) for stats in history)]
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        publish_bytes(self._path, b"".join(lines))
-        self._handle = open(self._path, "ab")  # noqa: SIM115 - closed by close()
+        with self._writing():
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            publish_bytes(self._path, b"".join(lines))
+            self._handle = open(self._path, "ab")  # noqa: SIM115 - closed by close()
 
     def epoch_end(self, stats: EpochStats) -> None:
         """Append an "epoch" line."""
@@ -178,8 +183,16 @@ class JsonLinesReporter(NullReporter):
     def _append(self, line: bytes) -> None:
         if self._handle is None:
             raise RuntimeError(f"JsonLinesReporter({self._path}) was not started")
-        self._handle.write(line)
-        self._handle.flush()
+        with self._writing():
+            self._handle.write(line)
+            self._handle.flush()
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise OutputError(f"{self._path} cannot be written: {error.strerror or error}") from None
 
 
 def _fields(record: RunSummary | RunResult | EpochStats) -> dict[str, Any]:
@@ -200,7 +213,7 @@ def _finite(value: Any) -> Any:
 
 
 class TeeReporter:
-    """Passes every call on to each of several reporters, none of which can stop the run.
+    """Passes every call on to each of several reporters; none can stop the run, but by an error of fastcifar's own.
 
     One that raises (its pipe is closed, its disk full, a character has no code) is closed, named
     in one logged warning, and left out from then on. `KeyboardInterrupt` and `SystemExit` pass:
@@ -270,6 +283,8 @@ class TeeReporter:
         for reporter in tuple(self._reporters):
             try:
                 call(reporter)
+            except FastcifarError:  # the run's own record cannot be written: that does stop it
+                raise
             except Exception as error:
                 self._drop(reporter, error)
 

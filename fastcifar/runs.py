@@ -55,21 +55,26 @@ class Run:
         fixed["config"] = {key: value for key, value in fixed["config"].items() if key not in _FREE}
         return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()
 
-    def write(self, environment: Mapping[str, Any]) -> None:
-        """Publish config.json and environment.json.
+    def write(self, environment: Mapping[str, Any], *, resumed: bool) -> None:
+        """Publish config.json and environment.json; where a run is resumed, environment-resumed.json instead.
 
         Raises:
             OutputError: they cannot be written.
         """
         try:
-            publish_json(self.path / "config.json", self.config_json())
-            publish_json(self.path / "environment.json", dict(environment))
+            if not resumed:
+                publish_json(self.path / "config.json", self.config_json())
+            publish_json(self.path / f"environment{'-resumed' * resumed}.json", dict(environment))
         except OSError as error:
             raise OutputError(f"{error.filename or self.path} cannot be written: {error.strerror or error}") from None
 
     def discard(self) -> None:
-        """Remove the folders that `create` made, as far as they are empty: nothing came of the run."""
+        """Remove what `create` and `write` made, if nothing came of the run: no checkpoint is there."""
+        if self.checkpoints.exists():
+            return
         with contextlib.suppress(OSError):
+            for name in ("config.json", "environment.json", "metrics.jsonl"):
+                (self.path / name).unlink(missing_ok=True)
             for folder in self.made:
                 folder.rmdir()
 
@@ -80,17 +85,15 @@ def create(config: TrainConfig, recipe: Recipe) -> Run:
     Raises:
         OutputError: it cannot be made, or holds something already.
     """
-    path = config.out
-    if path is None:
-        stem = f"{Path(config.dataset).name}-{config.arch}-{config.recipe}-{time.strftime('%Y%m%d-%H%M%S')}"
-        path = Path("runs") / stem
+    stem = f"{Path(config.dataset).name[:40]}-{config.arch}-{config.recipe}-{time.strftime('%Y%m%d-%H%M%S')}"
+    path = config.out or Path("runs") / stem
+    try:
         number = 1
-        while path.exists():
+        while config.out is None and path.exists():
             number += 1
             path = Path("runs") / f"{stem}-{number}"
-    made = tuple(folder for folder in (path, *path.parents) if not folder.exists())
-    try:
-        path.mkdir(parents=True, exist_ok=True)
+        made = tuple(folder for folder in (path, *path.parents) if not folder.exists())
+        path.mkdir(parents=True, exist_ok=config.out is not None)
         if any(path.iterdir()):
             hint = f"resume it with --resume {shlex.quote(str(path))}, or " if (path / "config.json").exists() else ""
             raise OutputError(f"out {str(path)!r} is not empty: {hint}choose another folder")
@@ -99,15 +102,17 @@ def create(config: TrainConfig, recipe: Recipe) -> Run:
     except OSError as error:
         reason = error.strerror or str(error)
         raise OutputError(f"out {str(path)!r} cannot be written ({reason}): choose another folder with --out") from None
-    return Run(path=path, config=config, recipe=recipe, made=made)
+    data = config.data.absolute() if config.data is not None else None  # the run may be resumed from elsewhere
+    return Run(path=path, config=dataclasses.replace(config, data=data), recipe=recipe, made=made)
 
 
-def reopen(path: Path, given: TrainConfig | None = None) -> Run:
+def reopen(path: Path, given: TrainConfig | None = None, *, complete: bool = False) -> Run:
     """Find a run again.
 
     Args:
         path: its folder.
         given: options of the resuming command; those of `_FREE` are taken over, any other must be the run's own.
+        complete: whether each field of `given` was asked for; else one that has its default value was not.
 
     Raises:
         CheckpointError: `path` is not a run's folder, or its config.json is damaged.
@@ -126,7 +131,7 @@ def reopen(path: Path, given: TrainConfig | None = None) -> Run:
         changed = {}
         for field in dataclasses.fields(TrainConfig):
             value = getattr(given, field.name)
-            if value == getattr(default, field.name) or value == getattr(config, field.name):
+            if value == getattr(config, field.name) or (not complete and value == getattr(default, field.name)):
                 continue
             if field.name not in _FREE:
                 own = getattr(config, field.name)

@@ -9,9 +9,11 @@ reason, which the panel at the start of a run shows.
 
 import contextlib
 import dataclasses
+import importlib.util
 import os
 import platform
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
@@ -23,9 +25,22 @@ import numpy as np
 import torch
 
 from fastcifar.config import TrainConfig
-from fastcifar.errors import ConfigError
+from fastcifar.errors import ConfigError, StoppedError
 
-__all__ = ["Runtime", "StopRequest", "catch_stop", "choose", "environment", "seed_everything"]
+__all__ = [
+    "OutOfMemoryError",
+    "Runtime",
+    "StopRequest",
+    "catch_stop",
+    "choose",
+    "environment",
+    "find_device",
+    "is_compile_error",
+    "raise_on_sigterm",
+    "seed_everything",
+]
+
+OutOfMemoryError = torch.OutOfMemoryError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +76,7 @@ def choose(config: TrainConfig) -> Runtime:
     Raises:
         ConfigError: the device is not there, or cannot do what was forced.
     """
-    device = _device(config.device)
+    device = find_device(config.device)
     precision, precision_reason = _precision(config, device)
     memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
     layout = "channels-last" if config.channels_last else "contiguous (channels first), as --no-channels-last asks"
@@ -83,20 +98,21 @@ def choose(config: TrainConfig) -> Runtime:
     )
 
 
-def _device(name: str) -> torch.device:
+def find_device(name: torch.device | str) -> torch.device:
+    """The device of that name, with its index; "auto" takes CUDA, then MPS, then the CPU.
+
+    Raises:
+        ConfigError: there is no such device here.
+    """
     if name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda", torch.cuda.current_device())
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
-        device = torch.device(name)
-        torch.empty(1, device=device).cpu()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).strip().splitlines()[0].rstrip(".")
-        raise ConfigError(f"device {name!r} cannot be used here ({reason}): try --device cpu") from None
-    if device.type == "meta":
-        raise ConfigError("device 'meta' holds no data: try --device cpu")
-    return device
+        probe = torch.zeros(1, device=name)
+        probe.cpu()
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        raise ConfigError(f"device {str(name)!r} cannot be used here ({reason}): try 'cpu'") from None
+    return probe.device
 
 
 def _device_name(device: torch.device) -> str:
@@ -123,7 +139,8 @@ def _bfloat16_units() -> bool:
 
 def _precision(config: TrainConfig, device: torch.device) -> tuple[torch.dtype, str]:
     if not config.amp:
-        return torch.float32, "float32: --amp was not asked for"
+        tf32 = ", convolutions in TF32 where the GPU has it" if device.type == "cuda" else ""
+        return torch.float32, f"float32{tf32}: --amp was not asked for"
     if config.amp_dtype != "auto":
         forced: torch.dtype = getattr(torch, config.amp_dtype)
         return forced, f"{config.amp_dtype} autocast: forced by --amp-dtype"
@@ -144,8 +161,19 @@ def _compile(config: TrainConfig, device: torch.device) -> tuple[bool, str]:
     if config.compile != "auto":
         return config.compile == "on", f"{config.compile}, as --compile {config.compile} asks"
     if device.type == "cuda":
+        major, minor = torch.cuda.get_device_capability(device)
+        if major < 7:
+            return False, f"off: the compiler needs sm_70, this is sm_{major}{minor}"
+        if importlib.util.find_spec("triton") is None:
+            return False, "off: the compiler needs triton, which is not installed"
         return True, "on: the default on CUDA"
     return False, f"off: on {device.type} it costs more than it gains for these nets"
+
+
+def is_compile_error(error: BaseException) -> bool:
+    """Whether torch.compile raised it. Importing its exceptions takes seconds: only a compiled net has done so."""
+    exceptions = sys.modules.get("torch._dynamo.exc")
+    return exceptions is not None and isinstance(error, exceptions.TorchDynamoException)
 
 
 def seed_everything(seed: int) -> None:
@@ -207,3 +235,24 @@ def catch_stop() -> Iterator[StopRequest]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def raise_on_sigterm() -> Iterator[None]:
+    """Let SIGTERM raise, so that what is half made is cleared away. Outside the main thread nothing changes.
+
+    Raises:
+        StoppedError: SIGTERM came.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        raise StoppedError("stopped by SIGTERM before training began; nothing was saved", 128 + number)
+
+    before = signal.signal(signal.SIGTERM, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

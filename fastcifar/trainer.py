@@ -6,7 +6,7 @@ Example:
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fastcifar.config import Recipe
 from fastcifar.errors import CheckpointError
 from fastcifar.evaluation import StopSeenError
-from fastcifar.loader import Loader
+from fastcifar.loader import Batch, Loader
 from fastcifar.metrics import Totals
 from fastcifar.optim import build_optimizer, decay_no_sync, learning_rate, set_learning_rate
 from fastcifar.reporter import Reporter
@@ -60,44 +60,46 @@ class Trainer:
         """
         rate = self.learning_rate(self.step)
         set_learning_rate(self.optimizer, rate)
-        logits, loss_sum = self._loss(images, labels, size)
-        torch.autograd.backward(self.scaler.scale(loss_sum / len(labels)))
+        logits, loss = self._loss(images, labels, size)
+        torch.autograd.backward(self.scaler.scale(loss))
         decay_no_sync(self.optimizer, rate, self.recipe.weight_decay)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad()
-        self.totals.add_no_sync(loss_sum, logits, labels)
+        # what is reported is free of label smoothing, as in evaluation
+        self.totals.add_no_sync(F.cross_entropy(logits.detach(), labels, reduction="sum"), logits, labels)
         self.step += 1
 
     def learning_rate(self, step: int) -> float:
         """The learning rate of step `step`, from 0."""
         return learning_rate(self.recipe, step, self.steps)
 
-    def warm_up(self, images: Tensor, labels: Tensor, eval_images: Tensor, *, sizes: tuple[int | None, ...]) -> None:
+    def warm_up(self, batches: Sequence[Batch], eval_images: Tensor, *, sizes: tuple[int | None, ...]) -> None:
         """Compile, and let the device choose its algorithms, for all shapes to come; the net is afterwards as it was.
 
         Args:
-            images: floating [B, C, H, W], a training batch.
-            labels: int64[B].
+            batches: a training batch of each length.
             eval_images: floating [B, C, H, W], an evaluation batch.
             sizes: sides in pixels that training will run at; None for the images' own.
         """
         before = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
         for size in sizes:
-            torch.autograd.backward(self._loss(images, labels, size)[1])
+            for images, labels in batches:
+                torch.autograd.backward(self._loss(images, labels, size)[1])
         self.optimizer.zero_grad()
         with torch.no_grad(), self.runtime.autocast():
             self.model.eval()(eval_images)
         self.model.train()
         self.model.load_state_dict(before)
+        self.totals.read()  # waits for the device: the time taken is counted here
 
     def _loss(self, images: Tensor, labels: Tensor, size: int | None) -> tuple[Tensor, Tensor]:
         if size is not None:
             images = F.interpolate(images, size=(size, size), mode="bilinear", antialias=True)
         with self.runtime.autocast():
             logits: Tensor = self.model(images)
-        smoothing = self.recipe.label_smoothing
-        return logits, F.cross_entropy(logits.float(), labels, reduction="sum", label_smoothing=smoothing)
+        logits = logits.float()
+        return logits, F.cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing)
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything but the net that the next step depends on, and the epoch's sums."""
@@ -163,4 +165,4 @@ def train_epoch(
         seen += len(labels)
         reporter.train_step(done, steps, seen / (time.perf_counter() - started))
         if stop is not None and stop.signum is not None:
-            raise StopSeenError
+            raise StopSeenError(stop.signum)

@@ -138,6 +138,11 @@ def test_a_run_from_the_command_line_and_its_table_again(environment: dict[str, 
     again = fastcifar("evaluate", "run", environment=environment)
     assert again.returncode == 0, again.stderr
     assert f"{100 * kinds[-1]['accuracy']:.2f} %" in again.stdout
+    for option in ("--seed=0", "--recipe=fast", "--arch=big"):  # at their defaults, but not all are the run's
+        expected = 0 if option == "--seed=0" else 2
+        resumed = fastcifar("train", "--resume", "run", option, environment=environment)
+        assert resumed.returncode == expected, resumed.stderr
+        assert expected == 0 or "a resumed run keeps its options" in resumed.stderr
     shared = [line for line in again.stdout.splitlines() if "airplane" in line or "truck" in line]
     assert len(shared) == 2
     assert all(line in done.stdout for line in shared)
@@ -163,7 +168,18 @@ def test_a_signal_saves_and_says_how_to_go_on(
 
 
 def test_a_closed_pipe_is_no_traceback(environment: dict[str, str]) -> None:
-    command = f"{sys.executable} -m fastcifar train --help | head -n 1"
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "fastcifar", "--help"]
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, env=environment, check=False)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+@pytest.mark.parametrize(("closed", "status"), [(">&-", 0), ("2>&-", 0)])
+def test_closed_streams_are_no_traceback(environment: dict[str, str], closed: str, status: int) -> None:
+    command = f"{sys.executable} -m fastcifar --version {closed}"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, env=environment, check=False)
-    assert done.stdout.startswith("usage:")
-    assert done.stderr == ""
+    assert (done.returncode, done.stderr) == (status, "")
+    command = f"{sys.executable} -m fastcifar nothing {closed}"
+    assert subprocess.run(["bash", "-c", command], capture_output=True, env=environment, check=False).returncode == 2

@@ -16,8 +16,9 @@ from fastcifar import checkpoint, engine, job, runtime
 from fastcifar.config import TrainConfig
 from fastcifar.data.store import ArrayStore, SourceFile, write_store
 from fastcifar.engine import evaluate, evaluate_run, fit
-from fastcifar.errors import CheckpointError, ConfigError, DivergedError, OutputError, StoppedError
+from fastcifar.errors import CheckpointError, ConfigError, DivergedError, FastcifarError, OutputError, StoppedError
 from fastcifar.evaluation import eval_loader
+from fastcifar.loader import Batch
 from fastcifar.metrics import EpochStats
 from fastcifar.nets import ARCHS, Arch, build_model
 from fastcifar.recipes import RECIPES
@@ -68,6 +69,18 @@ class StopAfter(NullReporter):
         self.left -= 1
         if self.left == 0:
             os.kill(os.getpid(), self.number)
+
+
+class StopInEvaluation(NullReporter):
+    """Sends this process SIGTERM when the evaluation number `number` begins."""
+
+    def __init__(self, number: int) -> None:
+        self.left = number
+
+    def evaluate_start(self, part: str) -> None:
+        self.left -= 1
+        if self.left == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
@@ -172,6 +185,30 @@ def test_resuming_at_any_step_goes_on_bit_for_bit(
         assert lines == ["run", "epoch", "epoch", "test"]
 
 
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_resuming_from_within_an_evaluation_trains_nothing_twice(data: str, number: int) -> None:
+    options: dict[str, Any] = {"recipe": "report"}  # two epochs' validations, then the test
+    through = fit(config(data, out=Path("through"), **options))
+    with pytest.raises(StoppedError):
+        fit(config(data, out=Path("stopped"), **options), reporter=StopInEvaluation(number))
+    resumed = fit(TrainConfig(resume=Path("stopped")))
+    assert without_times(resumed.history) == without_times(through.history)
+    assert_equal(weights(Path("stopped")), weights(Path("through")))
+    assert resumed.test.confusion == through.test.confusion
+
+
+def test_a_damaged_checkpoint_is_made_again(data: str) -> None:
+    first = fit(config(data, out=Path("run")))
+    good = weights(Path("run"))
+    newest = checkpoint.load_newest(Path("run/checkpoints")).path
+    content = (newest / "model.safetensors").read_bytes()
+    (newest / "model.safetensors").write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    assert fit(TrainConfig(resume=Path("run"))).test.confusion == first.test.confusion
+    assert checkpoint.load_newest(Path("run/checkpoints")).path == newest
+    assert_equal(weights(Path("run")), good)
+    assert evaluate_run("run", device="cpu").accuracy == first.test.accuracy
+
+
 def test_sigterm_saves_too(data: str) -> None:
     with pytest.raises(StoppedError, match="SIGTERM") as caught:
         fit(config(data, out=Path("run")), reporter=StopAfter(2, signal.SIGTERM))
@@ -238,7 +275,7 @@ def test_warming_up_leaves_the_net_as_it_was() -> None:
     trainer = Trainer(build_model("tiny", num_classes=3), RECIPES["fast"], rt, steps=10)
     images, labels = torch.rand(8, 3, 20, 20), torch.arange(8) % 3
     before = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
-    trainer.warm_up(images, labels, images, sizes=(17, None))
+    trainer.warm_up([Batch(images, labels)], images, sizes=(17, None))
     assert_equal(before, trainer.model.state_dict())
     assert all(parameter.grad is None for parameter in trainer.model.parameters())
     assert trainer.model.training
@@ -272,6 +309,66 @@ def test_a_run_that_diverges_stops_and_keeps_the_last_good_checkpoint(
     found = checkpoint.load_newest(Path("run/checkpoints"))
     assert found.state["epoch"] == 1
     assert all(torch.isfinite(tensor).all() for tensor in found.model.values() if tensor.is_floating_point())
+
+
+def test_weights_that_are_not_finite_are_never_saved(data: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = Trainer.step_no_sync
+
+    def poison(self: Trainer, *arguments: Any, **options: Any) -> None:
+        steps(self, *arguments, **options)
+        if self.step == 8:  # the last step of epoch 2: its loss is finite still
+            with torch.no_grad():
+                next(self.model.parameters())[0, 0, 0, 0] = float("nan")
+
+    monkeypatch.setattr(Trainer, "step_no_sync", poison)
+    with pytest.raises(DivergedError, match=r"features\.0\.weight is no longer finite in epoch 2, by step 8"):
+        fit(config(data, epochs=3, split="report", out=Path("run")))
+    assert checkpoint.load_newest(Path("run/checkpoints")).state["epoch"] == 1
+
+
+def test_reported_losses_are_free_of_label_smoothing(data: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    still = dataclasses.replace(RECIPES["fast"], lr=1e-30, low_resolution=0, label_smoothing=0.0)
+    losses = []
+    for smoothing in (0.0, 0.5):
+        monkeypatch.setitem(RECIPES, "still", dataclasses.replace(still, label_smoothing=smoothing))
+        result = fit(config(data, recipe="still", epochs=1, out=Path(f"run-{smoothing}")))
+        losses.append(result.history[0].train_loss)
+    assert losses[0] == losses[1]
+
+
+def test_a_run_whose_record_cannot_be_written_stops(data: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: Any, **options: Any) -> None:
+        raise OSError(28, "No space left on device", "somewhere")
+
+    monkeypatch.setattr("fastcifar.figures.write_figures", fail)
+    with pytest.raises(OutputError, match="somewhere cannot be written: No space left"):
+        fit(config(data, out=Path("run")))
+    monkeypatch.setattr("fastcifar.reporter.publish_bytes", fail)
+    with pytest.raises(OutputError, match=r"metrics\.jsonl cannot be written: No space left"):
+        fit(config(data, out=Path("other")))
+    assert not Path("other").exists()
+
+
+def test_too_little_memory_is_said(data: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: Any, **options: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB. More words")
+
+    monkeypatch.setattr(Trainer, "step_no_sync", fail)
+    with pytest.raises(FastcifarError, match=r"too little memory \(CUDA out of memory\): try a smaller --batch-size"):
+        fit(config(data, out=Path("run")))
+    assert not Path("run").exists()
+
+
+def test_what_cannot_be_compiled_is_said(data: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch._dynamo.exc import TorchDynamoException
+
+    def fail(*arguments: Any, **options: Any) -> None:
+        raise TorchDynamoException("no C++ compiler\n\nmore")
+
+    monkeypatch.setattr(Trainer, "warm_up", fail)
+    with pytest.raises(ConfigError, match=r"cannot be compiled here \(no C\+\+ compiler more\): use --compile off"):
+        fit(config(data, compile="on", out=Path("run")))
+    assert not Path("run").exists()
 
 
 @pytest.mark.parametrize(

@@ -1,3 +1,4 @@
+import importlib.util
 import os
 import signal
 import threading
@@ -47,10 +48,13 @@ def test_amp_on_cuda_follows_the_device(
     monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], precision: torch.dtype
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
     chosen, why = runtime._precision(TrainConfig(amp=True), torch.device("cuda"))
     assert chosen == precision
     assert f"sm_{capability[0]}{capability[1]}" in why
     assert runtime._compile(TrainConfig(), torch.device("cuda"))[0]
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert "triton" in runtime._compile(TrainConfig(), torch.device("cuda"))[1]
 
 
 def test_without_amp_everything_is_float32() -> None:
@@ -62,7 +66,7 @@ def test_without_amp_everything_is_float32() -> None:
 
 @pytest.mark.parametrize("device", ["tpu9", "cuda:99", "meta", "nonsense:x"])
 def test_an_unusable_device_is_said(device: str) -> None:
-    with pytest.raises(ConfigError, match=r"device .* --device cpu") as caught:
+    with pytest.raises(ConfigError, match=r"device .* cannot be used here .* try .cpu.") as caught:
         runtime.choose(TrainConfig(device=device))
     assert "\n" not in str(caught.value)
 

@@ -29,7 +29,7 @@ ARROWS: dict[str, set[str]] = {
     "runs": set(),
     "data": set(),
     "kernels": set(),
-    "loader": {"data", "kernels"},
+    "loader": {"data", "kernels", "runtime"},
     "evaluation": {"loader", "data", "runtime"},
     "trainer": {"loader", "evaluation", "optim", "reporter", "runtime"},
     "job": {
@@ -37,7 +37,7 @@ ARROWS: dict[str, set[str]] = {
         *{"checkpoint", "runs", "figures", "page"},
     },
     "engine": {"job", "trainer", "evaluation", "data", "nets", "recipes", "reporter", "runtime", "checkpoint", "runs"},
-    "commands": {"engine", "console", "data"},
+    "commands": {"engine", "console", "runs"},
     "train": {"commands"},
     "__main__": {"commands"},
 }
@@ -54,7 +54,7 @@ GUARDED = {
     "socket": {"data.download"},
     "tarfile": set(),
     "matplotlib": {"figures"},
-    "signal": {"runtime"},
+    "signal": {"runtime", "evaluation"},
     "pickle": set(),
     "numba": {"kernels", "runtime"},
     "triton": {"kernels.cuda"},

@@ -35,7 +35,7 @@ def test_the_report_table_sets_both_beside_each_other() -> None:
     assert lines[0] == "|  | Big, the report | Big, fastcifar | Small, the report | Small, fastcifar |"
     assert lines[2] == "| parameters (Table 1) | 5,655,498 | 5,655,498 | 1,816,714 | 1,816,714 |"
     assert lines[3] == "| test accuracy (Table 2) | 72.9 % | 70.12 % | 69.23 % | 70.12 % |"
-    assert "JPEG-compressed copy" in lines[-1]
+    assert "on an unverified copy of CIFAR-10" in lines[-1]
     assert "1 CPU thread;" in lines[-1]
     published = readme_tables.report_table([sample_run("big", verified=True)])
     assert "on the published CIFAR-10" in published[-1]

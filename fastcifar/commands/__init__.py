@@ -49,7 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
         status = _dispatch(arguments)
-        sys.stdout.flush()  # a closed pipe shows itself here, not at exit
+        if sys.stdout is not None:
+            sys.stdout.flush()  # a closed pipe shows itself here, not at exit
     except FastcifarError as error:
         _complain(str(error))
         return error.exit_status
@@ -65,10 +66,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _dispatch(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help", "help"):
-        sys.stdout.write(_usage())
+        _say(_usage())
         return 0 if arguments else 2
     if arguments[0] == "--version":
-        sys.stdout.write(f"fastcifar {fastcifar.__version__}\n")
+        _say(f"fastcifar {fastcifar.__version__}\n")
         return 0
     name, *options = arguments
     if name not in COMMANDS:
@@ -77,9 +78,14 @@ def _dispatch(arguments: list[str]) -> int:
     return int(module.run(options))
 
 
+def _say(text: str) -> None:
+    if sys.stdout is not None:  # it may be closed
+        sys.stdout.write(text)
+
+
 def _complain(text: str) -> None:
     one_line = " ".join(text.split())
     try:
         sys.stderr.write(f"fastcifar: {one_line}\n")
-    except (OSError, ValueError):  # stderr is closed: the exit status has to do
+    except (OSError, ValueError, AttributeError):  # stderr is closed: the exit status has to do
         return

@@ -19,7 +19,7 @@ __all__ = ["parse"]
 T = TypeVar("T")
 
 
-def parse(kind: type[T], arguments: Sequence[str], *, prog: str, description: str) -> T:
+def parse(kind: type[T], arguments: Sequence[str], *, prog: str, description: str, default: T | None = None) -> T:
     """Make a `kind` from options.
 
     Args:
@@ -27,6 +27,7 @@ def parse(kind: type[T], arguments: Sequence[str], *, prog: str, description: st
         arguments: the options.
         prog: shown in the help.
         description: likewise, above the options.
+        default: what options that are not given are taken from; the dataclass's own defaults if None.
 
     Raises:
         ConfigError: an option is unknown or its value is not allowed.
@@ -36,7 +37,12 @@ def parse(kind: type[T], arguments: Sequence[str], *, prog: str, description: st
     try:
         with contextlib.redirect_stderr(errors):
             return tyro.cli(
-                kind, args=list(arguments), prog=prog, description=description, config=(tyro.conf.DisallowNone,)
+                kind,
+                args=list(arguments),
+                prog=prog,
+                description=description,
+                default=tyro.MISSING_NONPROP if default is None else default,
+                config=(tyro.conf.DisallowNone,),
             )
     except SystemExit as end:
         if end.code in (0, None):

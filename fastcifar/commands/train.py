@@ -1,7 +1,9 @@
 """`fastcifar train`: train a net, save it, explain it."""
 
+import dataclasses
 from collections.abc import Sequence
 
+from fastcifar import runs
 from fastcifar.commands.options import parse
 from fastcifar.config import TrainConfig
 
@@ -22,6 +24,11 @@ What is left unset is the recipe's."""
 def run(arguments: Sequence[str]) -> int:
     """Train as the options say."""
     config = parse(TrainConfig, arguments, prog="fastcifar train", description=_DESCRIPTION)
+    if config.resume is not None:
+        # once more, over the run's own options: one that is given, even at its default, must be the run's
+        own = dataclasses.replace(runs.reopen(config.resume).config, resume=config.resume, out=None)
+        given = parse(TrainConfig, arguments, prog="fastcifar train", description=_DESCRIPTION, default=own)
+        config = dataclasses.replace(runs.reopen(config.resume, given, complete=True).config, resume=config.resume)
     from fastcifar.console import ConsoleReporter  # the help must not wait for torch
     from fastcifar.engine import fit
 

@@ -18,6 +18,7 @@ from fastcifar.data import archive, pickles
 from fastcifar.data.home import VARIABLE, find_home
 from fastcifar.data.store import ArrayStore, SourceFile, write_store
 from fastcifar.errors import ConfigError, OutputError
+from fastcifar.publish import remove_stale
 
 __all__ = ["DATASETS", "CifarDataset", "DigitsDataset", "open_store"]
 
@@ -170,7 +171,7 @@ def open_store(
         OutputError: the store cannot be written.
     """
     if str(name) not in DATASETS:
-        if (Path(name) / "manifest.json").is_file():
+        if _is_store(Path(name)):
             if data is not None:
                 raise ConfigError(f"data {str(data)!r} cannot be given with the store {str(name)!r}")
             return ArrayStore(name, verify=verify)
@@ -213,6 +214,13 @@ def open_store(
     return _open_or_convert(stores / f"{name}-{source.sha256[:12]}", convert, verify=verify)
 
 
+def _is_store(path: Path) -> bool:
+    try:
+        return (path / "manifest.json").is_file()
+    except OSError:  # too long a name, or a folder that may not be read
+        return False
+
+
 def _open_or_convert(path: Path, convert: Callable[[Path], None], *, verify: bool) -> ArrayStore:
     """Open the store at `path`, converting first where it is not there; one process converts, others wait."""
     if not path.is_dir():
@@ -220,6 +228,7 @@ def _open_or_convert(path: Path, convert: Callable[[Path], None], *, verify: boo
             path.parent.mkdir(parents=True, exist_ok=True)
             with filelock.FileLock(path.parent / f".{path.name}.lock"):
                 if not path.is_dir():
+                    remove_stale(path.parent, path.name)  # of one who was killed while converting
                     convert(path)
         except OSError as error:
             where = error.filename or path

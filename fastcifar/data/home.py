@@ -28,11 +28,13 @@ def find_home() -> Path:
         A folder that can be written, or an existing one that can at least be read.
     """
     chosen = os.environ.get(VARIABLE)
-    home = Path(chosen).expanduser() if chosen else platformdirs.user_cache_path("fastcifar")
+    home = Path(chosen) if chosen else platformdirs.user_cache_path("fastcifar")
     try:
+        home = home.expanduser()
         home.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        fallback = Path(tempfile.gettempdir()) / "fastcifar"
+    except (OSError, RuntimeError) as error:
+        user = f"-{os.getuid()}" if hasattr(os, "getuid") else ""
+        fallback = Path(tempfile.gettempdir()) / f"fastcifar{user}"
         fallback.mkdir(parents=True, exist_ok=True)
         _log.warning("%s cannot be made (%s): using %s; set %s to a folder of yours", home, error, fallback, VARIABLE)
         return fallback

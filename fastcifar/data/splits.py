@@ -50,7 +50,7 @@ class Segment:
         return cls(value["name"], value["start"], value["stop"], tuple(value["sums"]), tuple(value["squares"]))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Split:
     """A part of a store.
 
@@ -84,7 +84,8 @@ class Split:
             raise TypeError(f"a split takes an int or a list of ints, got {index!r}")
         if wanted.size and (wanted.min() < -count or wanted.max() >= count):
             raise IndexError(f"index {index!r} is out of range for {self.name}, which has {count} images")
-        rows = np.asarray(self.rows)[np.where(wanted < 0, wanted + count, wanted).astype(np.int64)]
+        places = np.where(wanted < 0, wanted + count, wanted).astype(np.int64)
+        rows = self.rows.start + places if isinstance(self.rows, range) else self.rows[places]
         images = np.moveaxis(np.asarray(self._images[rows]), -1, -3)  # [..., H, W, C] -> [..., C, H, W]
         pixels = images.astype(np.float32) * np.float32(2 / 255) - np.float32(1) if self.scale else images
         return (int(self._labels[rows]) if wanted.ndim == 0 else self._labels[rows]), np.ascontiguousarray(pixels)

@@ -279,7 +279,7 @@ class ArrayStore:
         return content[_HEADER:]
 
     def _compare(self, name: str, into: memoryview | None) -> None:
-        with open(self.path / name, "rb", buffering=0) as handle:
+        with open(self.path / name, "rb") as handle:
             found = _checksums(handle, into)
         for chunk, (a, b) in enumerate(zip(found, self._chunks[name], strict=False)):
             if a != b:
