@@ -168,7 +168,8 @@ class Job:
     def _diverged(self, what: str) -> DivergedError:
         step = self.trainer.step
         where = f"in epoch {(step - 1) // len(self.loader) + 1}, by step {step}"
-        return DivergedError(f"{what} {where}: try a lower --lr; the last good checkpoint is in {self.run.checkpoints}")
+        kept = f"; the last good checkpoint is in {self.run.checkpoints}" if self.run.checkpoints.exists() else ""
+        return DivergedError(f"{what} {where}: try a lower --lr{kept}")
 
     def _save(self) -> None:
         model, training = self.trainer.model.state_dict(), self.trainer.tensors()
