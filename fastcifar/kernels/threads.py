@@ -10,8 +10,8 @@ launches, and end with the last user of the team.
 
 Why not numba's layers: OpenMP kills a forked child that launches, the work queue aborts when two threads
 launch at once, and neither is on every platform. Measured in millions of images/s, batch 128 / 512, two
-cores: the best percent of batches 1.2 / 1.5 here and 1.5 / 1.7 with OpenMP; the median while another
-process kept one core busy 0.5 / 0.7 here and 0.02 / 0.06 with OpenMP, which waits for its threads. Here a
+cores: 1.3 / 1.6 here on an idle machine (1.5 / 1.7 in the best percent of OpenMP's batches); while another
+process kept one core busy, 0.5 / 0.7 here and 0.02 / 0.06 with OpenMP, which waits for its threads. Here a
 late helper only finds less to do.
 """
 
