@@ -60,7 +60,7 @@ def conditions(runs: list[dict[str, Any]]) -> str:
         for run in runs
     }
     verified = all(run["verified"] for run in runs)
-    data = "on the published CIFAR-10" if verified else "on an unverified copy of CIFAR-10 (see below)"
+    data = "on the published CIFAR-10" if verified else "on an unverified copy of CIFAR-10"
     versions = {f"PyTorch {run['environment']['torch']}" for run in runs}
     return f"{data}; {' and '.join(sorted(places))}; {' and '.join(sorted(versions))}"
 
