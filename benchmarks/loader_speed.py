@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.harness import race, save
 from fastcifar import ArrayStore, Augment, Loader
-from fastcifar.data.store import SourceFile, write_store
+from fastcifar.data.writer import SourceFile, write_store
 
 AUGMENT = Augment(crop=4, padding="reflect", flip="random")
 

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from fastcifar import checkpoint, engine, job, runtime
 from fastcifar.config import TrainConfig
-from fastcifar.data.store import ArrayStore, SourceFile, write_store
+from fastcifar.data.store import ArrayStore
+from fastcifar.data.writer import SourceFile, write_store
 from fastcifar.engine import evaluate, evaluate_run, fit
 from fastcifar.errors import CheckpointError, ConfigError, DivergedError, FastcifarError, OutputError, StoppedError
 from fastcifar.evaluation import eval_loader

@@ -9,7 +9,8 @@ import torch
 
 import fastcifar
 from fastcifar.config import Augment
-from fastcifar.data.store import ArrayStore, SourceFile, write_store
+from fastcifar.data.store import ArrayStore
+from fastcifar.data.writer import SourceFile, write_store
 from fastcifar.errors import ConfigError
 from fastcifar.loader import Loader
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from fastcifar.data.store import ArrayStore, SourceFile, write_store
+from fastcifar.data.store import ArrayStore
+from fastcifar.data.writer import SourceFile, write_store
 from fastcifar.errors import ConfigError, DataError
 
 SPLITS = {

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from fastcifar.data import archive, pickles
 from fastcifar.data.home import VARIABLE, find_home
-from fastcifar.data.store import ArrayStore, SourceFile, write_store
+from fastcifar.data.store import ArrayStore
+from fastcifar.data.writer import SourceFile, write_store
 from fastcifar.errors import ConfigError, OutputError
 from fastcifar.publish import remove_stale
 

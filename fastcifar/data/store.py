@@ -9,171 +9,18 @@ once (`verify`). NHWC, because permuting it to a channels-last NCHW tensor is fr
     image, label = store.images[0], store.labels[0]
 """
 
-import hashlib
-import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
-import xxhash
 from numpy.typing import NDArray
 
+from fastcifar.data.layout import CHUNK, FORMAT, HEADER, VERSION, checksums, content_digest, npy_header
 from fastcifar.data.splits import Segment, Split, split_names, take_split
 from fastcifar.errors import DataError
-from fastcifar.publish import publish_folder
 
-__all__ = ["ArrayStore", "SourceFile", "write_store"]
-
-_FORMAT, _VERSION = "fastcifar-store", 1
-_CHUNK = 4 * 1024 * 1024  # bytes under one checksum
-_ROWS = 1024  # images converted at a time, to bound memory
-_HEADER = 128  # bytes of a .npy header of ours
-_CONTENT = ("format", "version", "name", "images", "labels", "classes", "segments", "splits", "chunk_bytes", "chunks")
-
-
-@dataclass(frozen=True)
-class SourceFile:
-    """One source file's images.
-
-    Args:
-        name: of the file; splits refer to it.
-        images: uint8[n, H, W, C], any strides.
-        labels: integers [n], each an index into the class names.
-    """
-
-    name: str
-    images: NDArray[np.uint8]
-    labels: NDArray[np.int64]
-
-
-def _npy_header(dtype: str, shape: tuple[int, ...]) -> bytes:
-    buffer = io.BytesIO()
-    header = {"descr": dtype, "fortran_order": False, "shape": shape}
-    np.lib.format.write_array_header_1_0(buffer, header)
-    return buffer.getvalue()
-
-
-def _checksums(handle: BinaryIO, into: memoryview | None = None) -> list[str]:
-    """XXH3 of each 4 MiB of a file, filling `into` with its bytes on the way where that is given."""
-    buffer = into if into is not None else memoryview(bytearray(_CHUNK))
-    sums: list[str] = []
-    position = 0
-    while True:
-        chunk = buffer[position : position + _CHUNK] if into is not None else buffer
-        count = handle.readinto(chunk) if len(chunk) else 0  # type: ignore[attr-defined]
-        if not count:
-            return sums
-        sums.append(xxhash.xxh3_64_hexdigest(chunk[:count]))
-        position += count
-
-
-def _channel_sums(images: NDArray[np.uint8]) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
-    """Exact sums of the pixels and of their squares in each channel of uint8[n, H, W, C], n <= 2**16."""
-    rows = images.reshape(len(images), -1)
-    squares = np.square(rows, dtype=np.uint16)
-    per_channel = (-1, images.shape[-1])
-    return (
-        np.add.reduce(rows, axis=0, dtype=np.uint32).reshape(per_channel).sum(0, dtype=np.uint64),
-        np.add.reduce(squares, axis=0, dtype=np.uint32).reshape(per_channel).sum(0, dtype=np.uint64),
-    )
-
-
-def _content_digest(manifest: Mapping[str, Any]) -> str:
-    """SHA-256 of what the store holds, wherever it came from."""
-    content = {key: manifest[key] for key in _CONTENT}
-    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-
-
-def write_store(
-    path: Path,
-    files: Iterable[SourceFile],
-    *,
-    name: str,
-    classes: Sequence[str],
-    splits: Mapping[str, Mapping[str, Sequence[str]]],
-    source: Mapping[str, Any],
-) -> None:
-    """Convert `files`, one at a time, into a store at `path`, published when it is complete.
-
-    Args:
-        path: folder to make. If another process publishes it first, that one is kept.
-        files: the images, in the order in which rows are numbered.
-        name: of the data set.
-        classes: K names, in label order.
-        splits: scheme -> part -> names of the files that make it up.
-        source: JSON values saying where the images came from, with `verified: bool`.
-
-    Raises:
-        DataError: the files disagree in shape, are not uint8, hold labels out of range, or a split
-            names a file that is not there.
-        OSError: the store cannot be written; nothing is left behind.
-    """
-    with publish_folder(path) as folder:
-        segments, labels = [], []
-        shape: tuple[int, ...] | None = None
-        start = 0
-        with open(folder / "images.npy", "wb") as out:
-            out.write(bytes(_HEADER))  # the real one when the number of images is known
-            for file in files:
-                shape = _check_file(file, shape, len(classes))
-                total, squares = np.zeros(shape[-1], np.uint64), np.zeros(shape[-1], np.uint64)
-                for row in range(0, len(file.images), _ROWS):
-                    block = np.ascontiguousarray(file.images[row : row + _ROWS])
-                    out.write(block.data)
-                    sums = _channel_sums(block)
-                    total += sums[0]
-                    squares += sums[1]
-                stop = start + len(file.images)
-                segments.append(Segment(file.name, start, stop, tuple(map(int, total)), tuple(map(int, squares))))
-                labels.append(np.asarray(file.labels, np.int64))
-                start = stop
-            if shape is None or start == 0:
-                raise DataError(f"{name}: there are no images to convert")
-            out.seek(0)
-            out.write(_npy_header("|u1", (start, *shape)))
-        with open(folder / "labels.npy", "wb") as out:
-            out.write(_npy_header("<i8", (start,)))
-            out.write(np.concatenate(labels).astype("<i8").data)
-        known = {segment.name for segment in segments}
-        for scheme, parts in splits.items():
-            for part, names in parts.items():
-                if missing := [n for n in names if n not in known]:
-                    raise DataError(f"{name}: split {scheme}/{part} needs the file {missing[0]!r}, which is not there")
-        chunks = {}
-        for file_name in ("images.npy", "labels.npy"):
-            with open(folder / file_name, "rb") as handle:
-                chunks[file_name] = _checksums(handle)
-        manifest: dict[str, Any] = {
-            "format": _FORMAT,
-            "version": _VERSION,
-            "name": name,
-            "images": {"shape": [start, *shape], "dtype": "uint8"},
-            "labels": {"shape": [start], "dtype": "int64"},
-            "classes": list(classes),
-            "segments": [segment.to_json() for segment in segments],
-            "splits": {s: {p: list(names) for p, names in parts.items()} for s, parts in splits.items()},
-            "chunk_bytes": _CHUNK,
-            "chunks": chunks,
-            "source": dict(source),
-        }
-        manifest["digest"] = _content_digest(manifest)
-        (folder / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-
-
-def _check_file(file: SourceFile, shape: tuple[int, ...] | None, classes: int) -> tuple[int, ...]:
-    images, labels = file.images, file.labels
-    if images.dtype != np.uint8 or images.ndim != 4:
-        raise DataError(f"{file.name}: images must be uint8 [N, H, W, C], got {images.dtype} {list(images.shape)}")
-    if shape is not None and images.shape[1:] != shape:
-        raise DataError(f"{file.name}: images are {list(images.shape[1:])}, those before are {list(shape)}")
-    if labels.shape != (len(images),):
-        raise DataError(f"{file.name}: {len(images)} images, but labels of shape {list(labels.shape)}")
-    if len(labels) and not 0 <= labels.min() <= labels.max() < classes:
-        raise DataError(f"{file.name}: labels run from {labels.min()} to {labels.max()}, there are {classes} classes")
-    return images.shape[1:]
+__all__ = ["ArrayStore"]
 
 
 class ArrayStore:
@@ -209,15 +56,15 @@ class ArrayStore:
             self._splits: dict[str, dict[str, list[str]]] = manifest["splits"]
             self._chunks: dict[str, list[str]] = manifest["chunks"]
             self._shape: tuple[int, ...] = tuple(manifest["images"]["shape"])
-            intact = self.digest == _content_digest(manifest) and len(self._shape) == 4
+            intact = self.digest == content_digest(manifest) and len(self._shape) == 4
         except (KeyError, TypeError, ValueError, AttributeError):
             intact = False
         if not intact:
             raise self._damaged("manifest.json", "its digest does not fit its content")
-        self._check_size("images.npy", _npy_header("|u1", self._shape), int(np.prod(self._shape)))
-        self._check_size("labels.npy", _npy_header("<i8", self._shape[:1]), 8 * self._shape[0])
+        self._check_size("images.npy", npy_header("|u1", self._shape), int(np.prod(self._shape)))
+        self._check_size("labels.npy", npy_header("<i8", self._shape[:1]), 8 * self._shape[0])
         self.images: NDArray[np.uint8] = np.memmap(
-            self.path / "images.npy", np.uint8, mode="r", offset=_HEADER, shape=self._shape
+            self.path / "images.npy", np.uint8, mode="r", offset=HEADER, shape=self._shape
         )
         self.labels: NDArray[np.int64] = self._load("labels.npy").view("<i8")
         if verify:
@@ -276,15 +123,15 @@ class ArrayStore:
     def _load(self, name: str) -> NDArray[np.uint8]:
         content = np.empty((self.path / name).stat().st_size, np.uint8)
         self._compare(name, content.data)
-        return content[_HEADER:]
+        return content[HEADER:]
 
     def _compare(self, name: str, into: memoryview | None) -> None:
         with open(self.path / name, "rb") as handle:
-            found = _checksums(handle, into)
+            found = checksums(handle, into)
         for chunk, (a, b) in enumerate(zip(found, self._chunks[name], strict=False)):
             if a != b:
-                start = chunk * _CHUNK
-                raise self._damaged(name, f"bytes {start} to {start + _CHUNK} do not have their checksum")
+                start = chunk * CHUNK
+                raise self._damaged(name, f"bytes {start} to {start + CHUNK} do not have their checksum")
         if len(found) != len(self._chunks[name]):
             raise self._damaged(name, "it was cut while it was read")
 
@@ -313,10 +160,10 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         raise DataError(f"{path / 'manifest.json'} cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError):
         raise DataError(f"{path / 'manifest.json'} is not JSON; delete the folder to have it made again") from None
-    if not isinstance(manifest, dict) or manifest.get("format") != _FORMAT:
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise DataError(f"{path} is not a store: its manifest.json is not one of fastcifar's")
-    if manifest.get("version") != _VERSION:
+    if manifest.get("version") != VERSION:
         raise DataError(
-            f"{path} has format version {manifest.get('version')!r}, this fastcifar reads {_VERSION}: update fastcifar"
+            f"{path} has format version {manifest.get('version')!r}, this fastcifar reads {VERSION}: update fastcifar"
         )
     return manifest
