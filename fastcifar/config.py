@@ -89,7 +89,7 @@ class Recipe:
     scaling: Scaling = "standardize"
     augment: Augment = Augment()
     low_resolution: int = 0
-    """Side in pixels to which images are reduced in the first part of the run; 0 for never."""
+    """Side in pixels to which images are reduced in the first part of the run, evaluation included; 0 for never."""
     low_resolution_part: float = 0.0
     """Fraction of the epochs, rounded down, that run at `low_resolution`."""
 

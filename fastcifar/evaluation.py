@@ -19,7 +19,7 @@ from fastcifar.loader import Loader
 from fastcifar.metrics import TestStats, Totals
 from fastcifar.runtime import Runtime, StopRequest
 
-__all__ = ["Evaluation", "StopSeenError", "eval_loader", "evaluate", "test_stats"]
+__all__ = ["Evaluation", "StopSeenError", "eval_loader", "evaluate", "reduce", "test_stats"]
 
 _BATCH = 500
 
@@ -47,14 +47,24 @@ class Evaluation:
     labels: Tensor
 
 
+def reduce(images: Tensor, size: int | None) -> Tensor:
+    """Images reduced to `size` pixels a side, floating [B, C, size, size]; as they are where that is None."""
+    if size is None:
+        return images
+    return F.interpolate(images, size=(size, size), mode="bilinear", antialias=True)
+
+
 @torch.no_grad()
-def evaluate(model: nn.Module, loader: Loader, runtime: Runtime, *, stop: StopRequest | None = None) -> Evaluation:
+def evaluate(
+    model: nn.Module, loader: Loader, runtime: Runtime, *, size: int | None = None, stop: StopRequest | None = None
+) -> Evaluation:
     """Evaluate in eval mode: each sample counts once, and no running statistic moves.
 
     Args:
         model: the net; its mode is afterwards what it was.
         loader: the data, in order and without augmentation.
         runtime: precision and device.
+        size: side in pixels to which the images are reduced; None for their own.
         stop: looked at between batches.
     """
     started = time.perf_counter()
@@ -65,6 +75,7 @@ def evaluate(model: nn.Module, loader: Loader, runtime: Runtime, *, stop: StopRe
     try:
         for step in range(len(loader)):
             images, labels = loader.batch(0, step)
+            images = reduce(images, size)
             with runtime.autocast():
                 logits = model(images).float()
             totals.add_no_sync(F.cross_entropy(logits, labels, reduction="sum"), logits, labels)

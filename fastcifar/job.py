@@ -83,7 +83,8 @@ class Job:
             last = None
             while self.epoch < recipe.epochs:
                 last = self._epoch(stop)
-            found = last if last is not None and self.evaluated == "test" else self._evaluate("test", stop)
+            done = self.evaluated == "test" and self._size(recipe.epochs - 1) is None
+            found = last if last is not None and done else self._evaluate("test", stop)
             result = self._finish(test_stats(found, self.store.classes), warmup_seconds)
         except StopSeenError as seen:
             self._save()
@@ -111,7 +112,7 @@ class Job:
             self.elapsed = time.perf_counter() - started
         if not math.isfinite(loss):
             raise self._diverged(f"the training loss became {loss}")
-        found = self._evaluate(self.evaluated, stop)
+        found = self._evaluate(self.evaluated, stop, size=self._size(self.epoch))
         stats = EpochStats(
             epoch=self.epoch + 1,
             epochs=recipe.epochs,
@@ -141,12 +142,12 @@ class Job:
         low = epoch < int(recipe.epochs * recipe.low_resolution_part) and recipe.low_resolution > 0
         return recipe.low_resolution if low else None
 
-    def _evaluate(self, part: str, stop: StopRequest) -> Evaluation:
+    def _evaluate(self, part: str, stop: StopRequest, *, size: int | None = None) -> Evaluation:
         self.reporter.evaluate_start(part)
         loader = self.eval_loader
         if part != self.evaluated:
             loader = eval_loader(self.store, f"{self.trainer.recipe.split}/{part}", self.trainer.recipe, self.rt)
-        return evaluate(self.trainer.model, loader, self.rt, stop=stop)
+        return evaluate(self.trainer.model, loader, self.rt, size=size, stop=stop)
 
     def _warm_up(self) -> float:
         """Compile what is compiled on first use; training times are free of it. Seconds taken."""
@@ -213,7 +214,8 @@ class Job:
             notices.append("the data are an unverified copy: their checksum is not the published one")
         if store.name == "digits":
             notices.append("digits are a small stand-in; CIFAR-10: --dataset cifar10, fetched once, or --data FILE")
-        size = f", {recipe.low_resolution} pixels a side at first" if self._size(0) else ""
+        low = sum(self._size(epoch) is not None for epoch in range(recipe.epochs))
+        size = f", the first {low} at {recipe.low_resolution} pixels a side" if low else ""
         images = f"{len(self.loader.dataset):,} training, {len(self.eval_loader.dataset):,} {self.evaluated} images"
         megabytes = store.images.nbytes / 1e6
         how = f"{recipe.optimizer}, lr {recipe.lr:g} {recipe.schedule}, batch {recipe.batch_size}"

@@ -22,7 +22,8 @@ class EpochStats:
 
     Losses are means over samples, accuracies fractions in [0, 1], times seconds.
     `evaluated` names the part of the data the evaluation columns are from ("validation" or, where
-    a split has no validation part, "test"); nothing is selected by it.
+    a split has no validation part, "test"); nothing is selected by it. An epoch that trains on
+    reduced images is evaluated on images reduced alike; `TestStats` are of the images' own size.
     """
 
     epoch: int  # 1 is the first

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fastcifar.config import Recipe
 from fastcifar.errors import CheckpointError
-from fastcifar.evaluation import StopSeenError
+from fastcifar.evaluation import StopSeenError, reduce
 from fastcifar.loader import Batch, Loader
 from fastcifar.metrics import Totals
 from fastcifar.optim import build_optimizer, decay_no_sync, learning_rate, set_learning_rate
@@ -88,14 +88,14 @@ class Trainer:
                 torch.autograd.backward(self._loss(images, labels, size)[1])
         self.optimizer.zero_grad()
         with torch.no_grad(), self.runtime.autocast():
-            self.model.eval()(eval_images)
+            for size in {*sizes, None}:  # None: the test
+                self.model.eval()(reduce(eval_images, size))
         self.model.train()
         self.model.load_state_dict(before)
         self.totals.read()  # waits for the device: the time taken is counted here
 
     def _loss(self, images: Tensor, labels: Tensor, size: int | None) -> tuple[Tensor, Tensor]:
-        if size is not None:
-            images = F.interpolate(images, size=(size, size), mode="bilinear", antialias=True)
+        images = reduce(images, size)
         with self.runtime.autocast():
             logits: Tensor = self.model(images)
         logits = logits.float()

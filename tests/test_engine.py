@@ -290,14 +290,21 @@ def test_low_resolution_comes_first_then_the_images_own(data: str, monkeypatch: 
     monkeypatch.setitem(RECIPES, "low", recipe)
     forward = torch.nn.Module.__call__
 
+    evaluated: list[tuple[int, ...]] = []
+
     def spy(self: torch.nn.Module, *arguments: Any, **options: Any) -> Any:
-        if type(self).__name__ == "ConvNet" and self.training:
-            sizes.append(tuple(arguments[0].shape[2:]))
+        if type(self).__name__ == "ConvNet":
+            (sizes if self.training else evaluated).append(tuple(arguments[0].shape[2:]))
         return forward(self, *arguments, **options)
 
     monkeypatch.setattr(torch.nn.Module, "__call__", spy)
     fit(config(data, recipe="low", epochs=3, batch_size=50, out=Path("run")))
     assert sizes == [(17, 17)] * 4 + [(20, 20)] * 2
+    assert evaluated == [(17, 17)] * 2 + [(20, 20)]  # the last is the test's too
+    evaluated.clear()
+    monkeypatch.setitem(RECIPES, "low", dataclasses.replace(recipe, low_resolution_part=1.0))
+    fit(config(data, recipe="low", epochs=3, batch_size=50, out=Path("all-low")))
+    assert evaluated == [(17, 17)] * 3 + [(20, 20)]
 
 
 def test_a_run_that_diverges_stops_and_keeps_the_last_good_checkpoint(
