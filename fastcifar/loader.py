@@ -9,26 +9,30 @@ position.
 """
 
 import dataclasses
+import functools
 import weakref
 from collections.abc import Iterator
 from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, get_args
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fastcifar.config import Augment, Scaling
 from fastcifar.data.datasets import open_store
 from fastcifar.data.store import ArrayStore
 from fastcifar.errors import ConfigError
+from fastcifar.kernels import reference
 from fastcifar.kernels.plan import DType, Order, Plan, check_plan, scale_and_shift
 from fastcifar.runtime import find_device
 
 __all__ = ["Augment", "Batch", "Loader"]
 
 Placement = Literal["auto", "device"]
-Backend = Literal["auto", "cpu", "eager"]
+Backend = Literal["auto", "cpu", "eager", "reference"]
 
 _DTYPES: dict[torch.dtype, DType] = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 
@@ -77,7 +81,8 @@ class Loader:
         drop_last: leave out a last batch that is not full.
         pad_last: fill a last batch that is not full with zeros, labelled -100, so that shapes stay the same.
         placement: device (the whole store is copied to the device), or auto.
-        backend: cpu (numba), eager (plain torch operations), or auto: cpu on a CPU, eager elsewhere.
+        backend: cpu (numba), eager (plain torch operations), reference (NumPy, slow and obvious), or auto: cpu
+            on a CPU, eager elsewhere. All give the same bits.
         rank: of this process, 0 to world_size - 1: it gets its slice of each global batch.
         world_size: number of processes.
 
@@ -129,8 +134,8 @@ class Loader:
         if augment is not None and not isinstance(augment, Augment):
             raise ConfigError(f"augment must be an Augment or None, got {augment!r}")
         self.device = find_device(device)
-        if backend == "cpu" and self.device.type != "cpu":
-            raise ConfigError(f"backend 'cpu' needs device 'cpu', got {str(self.device)!r}: use backend 'eager'")
+        if backend in ("cpu", "reference") and self.device.type != "cpu":
+            raise ConfigError(f"backend {backend!r} needs device 'cpu', got {str(self.device)!r}: use backend 'eager'")
 
         self.store = store if isinstance(store, ArrayStore) else open_store(store)
         self.dataset = self.store.split(split)  # what a DataLoader calls so
@@ -179,6 +184,8 @@ class Loader:
             from fastcifar.kernels.cpu import CpuKernel  # numba takes a moment to import
 
             return CpuKernel(images.numpy(), self.store.labels, plan)
+        if self.backend == "reference":
+            return functools.partial(_reference, images.numpy(), self.store.labels, plan)
         from fastcifar.kernels.eager import EagerKernel
 
         return EagerKernel(images, torch.from_numpy(self.store.labels).to(self.device), plan)
@@ -242,6 +249,13 @@ class Loader:
         if not isinstance(step, int) or not 0 <= step <= len(self):
             raise ConfigError(f"loader state has step {step!r}, an epoch has {len(self)}")
         self._step = step
+
+
+def _reference(
+    images: NDArray[np.uint8], labels: NDArray[np.int64], plan: Plan, **position: Any
+) -> tuple[Tensor, Tensor]:
+    made, targets = reference.batch(images, labels, plan, **position)
+    return torch.from_numpy(made).to(getattr(torch, plan.dtype)), torch.from_numpy(targets)
 
 
 def _place(store: ArrayStore, device: torch.device) -> Tensor:

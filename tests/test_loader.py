@@ -100,7 +100,7 @@ def test_the_test_images_are_scaled_by_the_training_images(store: ArrayStore) ->
     assert labels[0] == 103
 
 
-@pytest.mark.parametrize("backend", ["cpu", "eager"])
+@pytest.mark.parametrize("backend", ["cpu", "eager", "reference"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_a_batch_is_a_pure_function_of_seed_epoch_and_step(store: ArrayStore, backend: Any, dtype: torch.dtype) -> None:
     options: Any = {"batch_size": 16, "seed": 5, "augment": AUGMENT, "dtype": dtype}
