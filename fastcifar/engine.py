@@ -14,11 +14,11 @@ from fastcifar import checkpoint, runs, runtime
 from fastcifar.config import Recipe, TrainConfig
 from fastcifar.data.datasets import open_store
 from fastcifar.data.store import ArrayStore
-from fastcifar.errors import CheckpointError, ConfigError, DataError, FastcifarError
+from fastcifar.errors import CheckpointError, DataError, FastcifarError
 from fastcifar.evaluation import eval_loader, evaluate, test_stats
 from fastcifar.job import FitResult, Job, check_options
 from fastcifar.metrics import TestStats
-from fastcifar.nets import ARCHS, build_model, check_image_size
+from fastcifar.nets import build_model, check_image_size, find_arch
 from fastcifar.recipes import resolve
 from fastcifar.reporter import JsonLinesReporter, NullReporter, Reporter, TeeReporter
 from fastcifar.trainer import Trainer, train_epoch
@@ -91,8 +91,7 @@ def evaluate_run(path: Path, *, device: str = "auto", reporter: Reporter | None 
 
 
 def _check(config: TrainConfig, recipe: Recipe) -> None:
-    if config.arch not in ARCHS:
-        raise ConfigError(f"unknown arch {config.arch!r}: choose from {', '.join(sorted(ARCHS))}")
+    find_arch(config.arch)
     if recipe.low_resolution:
         check_image_size(recipe.low_resolution, recipe.low_resolution)
 

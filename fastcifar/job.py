@@ -13,7 +13,7 @@ from pathlib import Path
 
 from fastcifar import checkpoint, runs
 from fastcifar.data.store import ArrayStore
-from fastcifar.errors import CheckpointError, ConfigError, DivergedError, OutputError, StoppedError
+from fastcifar.errors import CheckpointError, ConfigError, DivergedError, StoppedError
 from fastcifar.evaluation import Evaluation, StopSeenError, eval_loader, evaluate, test_stats
 from fastcifar.loader import Loader
 from fastcifar.metrics import EpochStats, TestStats, first_not_finite
@@ -68,15 +68,15 @@ class Job:
         self.history: list[EpochStats] = []
         self.epoch = 0  # the running one, from 0
         self.elapsed = 0.0  # seconds of it before the run was stopped and resumed
+        data = {"store": str(store.path.absolute()), "digest": store.digest, "source": store.source}
+        self.environment = {**environment(), "data": {**data, "verified": store.verified}}
         if saved is not None:
             self._restore(saved)
 
     def train(self, stop: StopRequest) -> FitResult:
         """Train what is left, then evaluate on the test images and write everything."""
         run, recipe, reporter = self.run, self.trainer.recipe, self.reporter
-        store = self.store
-        data = {"store": str(store.path.absolute()), "digest": store.digest, "source": store.source}
-        run.write({**environment(), "data": {**data, "verified": store.verified}}, resumed=self.saved is not None)
+        run.write(self.environment, resumed=self.saved is not None)
         try:
             reporter.start(self._summary(), self.history)
             warmup_seconds = self._warm_up()
@@ -131,7 +131,6 @@ class Job:
         self.history.append(stats)
         self.epoch += 1
         self.elapsed = 0.0
-        self.loader.set_epoch(self.epoch)
         self._save()
         self.reporter.epoch_end(stats)
         return found
@@ -260,20 +259,18 @@ class Job:
                 ("report", str(page)),
             ),
         )
-        try:
+        with run.writing():
             write_page(
                 page,
                 title=run.title,
                 config=run.config_json(),
-                environment=environment(),
+                environment=self.environment,
                 choices=self._summary().choices,
                 history=history,
                 test=test,
                 result=result,
                 figures=write_figures(run.path / "figures", history, test, title=run.title),
             )
-        except OSError as error:
-            raise OutputError(f"{error.filename or run.path} cannot be written: {error.strerror or error}") from None
         self.reporter.finish(result)
         return FitResult(path=run.path, history=history, test=test, run=result)
 

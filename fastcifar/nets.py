@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fastcifar.errors import ConfigError
 
-__all__ = ["ARCHS", "Arch", "ConvNet", "build_model", "check_image_size", "count_parameters"]
+__all__ = ["ARCHS", "Arch", "ConvNet", "build_model", "check_image_size", "count_parameters", "find_arch"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,17 +72,27 @@ class ConvNet(nn.Module):
         return logits
 
 
+def find_arch(name: str) -> Arch:
+    """The architecture of that name.
+
+    Raises:
+        ConfigError: there is none; the message lists those there are.
+    """
+    if name not in ARCHS:
+        raise ConfigError(f"unknown arch {name!r}: choose from {', '.join(sorted(ARCHS))}")
+    return ARCHS[name]
+
+
 def build_model(name: str, *, num_classes: int, in_channels: int = 3) -> ConvNet:
     """A freshly initialised net (PyTorch's default initialisation, from the global generator).
 
     Raises:
         ConfigError: no architecture has that name, or a count is not positive.
     """
-    if name not in ARCHS:
-        raise ConfigError(f"unknown arch {name!r}: choose from {', '.join(sorted(ARCHS))}")
+    arch = find_arch(name)
     if num_classes < 1 or in_channels < 1:
         raise ConfigError(f"num_classes and in_channels must be positive, got {num_classes} and {in_channels}")
-    return ConvNet(ARCHS[name], num_classes=num_classes, in_channels=in_channels)
+    return ConvNet(arch, num_classes=num_classes, in_channels=in_channels)
 
 
 def check_image_size(height: int, width: int) -> None:

@@ -11,7 +11,7 @@ import hashlib
 import json
 import shlex
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,10 +61,20 @@ class Run:
         Raises:
             OutputError: they cannot be written.
         """
-        try:
+        with self.writing():
             if not resumed:
                 publish_json(self.path / "config.json", self.config_json())
             publish_json(self.path / f"environment{'-resumed' * resumed}.json", dict(environment))
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """For a block that writes files of the run.
+
+        Raises:
+            OutputError: in place of an OSError; names the file.
+        """
+        try:
+            yield
         except OSError as error:
             raise OutputError(f"{error.filename or self.path} cannot be written: {error.strerror or error}") from None
 

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastcifar.data import archive, pickles
+from fastcifar.data.download import Progress
 from fastcifar.data.home import VARIABLE, find_home
 from fastcifar.data.store import ArrayStore
 from fastcifar.data.writer import SourceFile, write_store
@@ -23,7 +24,6 @@ from fastcifar.publish import remove_stale
 
 __all__ = ["DATASETS", "CifarDataset", "DigitsDataset", "open_store"]
 
-Progress = Callable[[int, int | None], None]
 Splits = Mapping[str, Mapping[str, Sequence[str]]]
 
 _SIDE = 32
@@ -180,7 +180,8 @@ def open_store(
             f"unknown dataset {str(name)!r}: choose from {', '.join(sorted(DATASETS))}, or give the folder of a store"
         )
     dataset = DATASETS[str(name)]
-    stores = (home or find_home()) / "stores"
+    home = home or find_home()
+    stores = home / "stores"
     if isinstance(dataset, DigitsDataset):
         if data is not None:
             raise ConfigError(f"data {str(data)!r} cannot be given with digits, which are bundled with scikit-learn")
@@ -202,7 +203,7 @@ def open_store(
     source = archive.find(
         dataset.spec,
         data=Path(data) if data is not None else None,
-        home=home or find_home(),
+        home=home,
         allow_unverified=allow_unverified,
         progress=fetch_progress,
     )
