@@ -167,3 +167,57 @@ def test_orders_are_uncorrelated_with_position_and_each_other():
         for other in orders[i + 1 :]:
             assert abs(np.corrcoef(order, other)[0, 1]) < limit
             assert (order == other).sum() < 12  # Poisson with mean 1
+
+
+@given(
+    samples=st.integers(1, 400),
+    block_size=st.integers(1, 50),
+    window=st.integers(1, 8),
+    seed=seeds,
+    epoch=epochs,
+)
+@settings(max_examples=effort(100), deadline=None)
+def test_block_order_is_a_bijection_that_reads_a_window_as_whole_blocks(samples, block_size, window, seed, epoch):
+    options = {"samples": samples, "seed": seed, "epoch": epoch, "block_size": block_size, "window": window}
+    order = rng.permute_blocks(np.arange(samples), **options)
+    assert (np.sort(order) == np.arange(samples)).all()
+    assert (rng.permute_blocks(np.arange(samples)[::-1], **options)[::-1] == order).all()
+    shift = rng.order_shift(samples, seed, epoch)
+    span, last = block_size * window, samples // block_size
+    for first in range(0, samples, span):
+        members = (order[first : first + span] - shift) % samples
+        blocks, counts = np.unique(members // block_size, return_counts=True)
+        assert len(blocks) <= window
+        sizes = np.where(blocks == last, samples - last * block_size, block_size)
+        assert (counts == sizes).all()
+
+
+def test_block_order_puts_each_sample_everywhere():
+    samples, keys = 60, 3000
+    orders = np.stack(
+        [
+            rng.permute_blocks(np.arange(samples), samples=samples, seed=e, epoch=1, block_size=7, window=3)
+            for e in range(keys)
+        ]
+    )
+    places = np.bincount((np.arange(samples) * samples + orders).ravel(), minlength=samples**2)
+    assert chi_square_is_plausible(places, keys / samples, (samples - 1) ** 2)
+
+
+def test_block_orders_of_epochs_and_windows_differ():
+    options = {"samples": 10_000, "seed": 1, "block_size": 100, "window": 10}
+    first, second = (rng.permute_blocks(np.arange(10_000), epoch=e, **options) for e in (0, 1))
+    assert (first == second).mean() < 0.001
+    inside = np.stack([np.argsort(np.argsort(first[q * 1000 : (q + 1) * 1000])) for q in range(10)])
+    for q in range(9):
+        assert abs(np.corrcoef(inside[q], inside[q + 1])[0, 1]) < 0.15
+    assert rng.round_keys(3, 4, 0) != rng.round_keys(3, 4, 1) != rng.round_keys(3, 4)
+
+
+def test_block_order_of_a_huge_store():
+    options = {"samples": 10**12 + 7, "seed": 1, "epoch": 0, "block_size": 256, "window": 64}
+    positions = 10**11 + np.arange(5000)
+    order = rng.permute_blocks(positions, **options)
+    assert np.unique(order).size == 5000
+    shift = rng.order_shift(10**12 + 7, 1, 0)
+    assert len(np.unique((order - shift) % (10**12 + 7) // 256)) <= 128

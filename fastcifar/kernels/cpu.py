@@ -24,7 +24,7 @@ from fastcifar.kernels import cpu_loops
 from fastcifar.kernels.cpu_loops import CHUNK, FIELDS
 from fastcifar.kernels.cpu_words import watch
 from fastcifar.kernels.plan import IGNORE, Plan, check_plan, check_span
-from fastcifar.kernels.rng import split_seed, widths
+from fastcifar.kernels.rng import split_seed
 from fastcifar.kernels.threads import shared_team
 
 __all__ = ["CpuKernel"]
@@ -68,7 +68,6 @@ class CpuKernel:
         a, b = (factor[:, None] if planar else factor[None] for factor in (plan.scale, plan.shift))
         self._a, self._b = (np.ascontiguousarray(np.tile(f, period // f.shape[1]), dtype=np.float32) for f in (a, b))
         key0, key1 = split_seed(plan.seed)
-        left_bits, right_bits = widths(plan.samples)
         values = {
             "images": images.ctypes.data,
             "labels": self._labels.ctypes.data,
@@ -81,9 +80,9 @@ class CpuKernel:
             "channels": channels,
             "key0": key0,
             "key1": key1,
-            "random": plan.order == "random",
-            "left_bits": left_bits,
-            "right_bits": right_bits,
+            "order": ("sequential", "random", "block").index(plan.order),
+            "block_size": plan.block_size,
+            "window": plan.window,
             "crop": plan.crop,
             "zero": plan.padding == "zero",
             "flip": ("none", "random", "alternating").index(plan.flip),

@@ -18,24 +18,28 @@ import numpy as np
 from numba import carray, njit
 
 from fastcifar.kernels.cpu_words import (
+    KEYS,
     compiled,
     copy32,
     fetch_add,
+    fill_keys,
     float16_bits,
     permute,
+    permute_blocks,
     philox,
     pointer,
     prefetch,
     reverse15,
     reverse16,
 )
-from fastcifar.kernels.rng import AUGMENT, FIRST_FLIP, ORDER, ROUNDS
+from fastcifar.kernels.rng import AUGMENT, FIRST_FLIP
 
 __all__ = ["CHUNK", "FIELDS", "SLACK", "work"]
 
 _STORE = ("images", "labels", "rows", "offset", "samples", "bytes", "height", "width", "channels")
-_DRAWN = ("key0", "key1", "random", "left_bits", "right_bits", "crop", "zero", "flip", "cutout")
-FIELDS = (*_STORE, *_DRAWN, "dtype", "planar", "period")
+_ORDERED = ("key0", "key1", "order", "block_size", "window")
+_DRAWN = ("crop", "zero", "flip", "cutout")
+FIELDS = (*_STORE, *_ORDERED, *_DRAWN, "dtype", "planar", "period")
 """What `parameters` holds, int64 each; `images`, `labels` and `rows` are addresses (rows: 0 for a range)."""
 
 CHUNK = 8
@@ -46,7 +50,7 @@ SLACK = 32
 
 _LOW, _32, _31, _16, _1, _0 = (np.uint64(word) for word in (0xFFFFFFFF, 32, 31, 16, 1, 0))
 _HALF = np.uint64(0xFFFF)
-_AUGMENT, _FIRST_FLIP, _ORDER = np.uint64(AUGMENT), np.uint64(FIRST_FLIP), np.uint64(ORDER)
+_AUGMENT, _FIRST_FLIP = np.uint64(AUGMENT), np.uint64(FIRST_FLIP)
 
 
 @njit(nogil=True)
@@ -208,8 +212,8 @@ def work(parameters, a, b, state, epoch, start, size, out, targets, spins, signa
         fetch_add(signal, 1)
     images, labels, rows, offset = parameters[0], parameters[1], parameters[2], parameters[3]
     samples, total, height, width, channels = parameters[4], parameters[5], parameters[6], parameters[7], parameters[8]
-    key0, key1, shuffled = np.uint64(parameters[9]), np.uint64(parameters[10]), parameters[11]
-    left_bits, right_bits, crop = np.uint64(parameters[12]), np.uint64(parameters[13]), parameters[14]
+    key0, key1, order = np.uint64(parameters[9]), np.uint64(parameters[10]), parameters[11]
+    block_size, window, crop = parameters[12], parameters[13], parameters[14]
     zero, flipping, cutout = parameters[15] != 0, parameters[16], parameters[17]
     dtype, planar, period = parameters[18], parameters[19] != 0, parameters[20]
     elements = height * width * channels
@@ -226,9 +230,8 @@ def work(parameters, a, b, state, epoch, start, size, out, targets, spins, signa
     a_at, b_at = a.ctypes.data, b.ctypes.data
     next_at, made_at = state.ctypes.data, state.ctypes.data + 8
     item = 4 if dtype == 0 else 2
-    keys, taken = np.empty(ROUNDS, np.uint64), np.empty(CHUNK, np.int64)
-    for i in range(ROUNDS // 4):
-        keys[4 * i : 4 * i + 4] = philox(np.uint64(i), _0, day, _ORDER, key0, key1)
+    keys, taken = np.empty(KEYS, np.uint64), np.empty(CHUNK, np.int64)
+    fill_keys(keys, order, samples, block_size, day, key0, key1)
     steps_per_factor = elements // period // a.shape[0]
 
     while True:
@@ -238,8 +241,10 @@ def work(parameters, a, b, state, epoch, start, size, out, targets, spins, signa
         count = min(CHUNK, size - first)
         for i in range(count):
             sample = start + first + i
-            if shuffled:
-                sample = np.int64(permute(np.uint64(sample), np.uint64(samples), keys, left_bits, right_bits))
+            if order == 1:
+                sample = permute(sample, samples, keys)
+            elif order == 2:
+                sample = permute_blocks(sample, samples, block_size, window, day, key0, key1, keys)
             if rows:
                 sample = carray(pointer(rows), (samples,), np.int64)[sample]
             taken[i] = sample + offset

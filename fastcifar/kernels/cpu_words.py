@@ -19,14 +19,17 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from fastcifar.kernels.rng import MIX, PHILOX, ROUNDS
+from fastcifar.kernels.rng import MIN_BITS, MIX, ORDER, PHILOX, ROUNDS, WINDOW
 
 __all__ = [
+    "KEYS",
     "compiled",
     "copy32",
     "fetch_add",
+    "fill_keys",
     "float16_bits",
     "permute",
+    "permute_blocks",
     "philox",
     "pointer",
     "prefetch",
@@ -39,7 +42,12 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 _M0, _M1, _W0, _W1 = (np.uint64(word) for word in PHILOX)
 _MIX0, _MIX1 = np.uint64(MIX[0]), np.uint64(MIX[1])
-_LOW, _32, _16, _13, _1 = (np.uint64(word) for word in (0xFFFFFFFF, 32, 16, 13, 1))
+_LOW, _32, _16, _13, _2, _1, _0 = (np.uint64(word) for word in (0xFFFFFFFF, 32, 16, 13, 2, 1, 0))
+_ORDER, _WINDOW, _MIN_BITS = np.uint64(ORDER), np.uint64(WINDOW), MIN_BITS
+
+_EACH = ROUNDS + 2
+KEYS = 2 * _EACH + 2
+"""Words that `fill_keys` writes."""
 
 
 def compiled(function: _Function) -> _Function:
@@ -147,18 +155,68 @@ def _mix(h):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True)
-def permute(position, samples, keys, left_bits, right_bits):  # type: ignore[no-untyped-def]
-    """`rng.permute` of one position, in uint64."""
+def _widths(samples):  # type: ignore[no-untyped-def]
+    """`rng.widths`, the right one first (it is never smaller)."""
+    bits = _MIN_BITS
+    while bits < 63 and (samples - 1) >> bits:
+        bits += 1
+    return bits - bits // 2, bits // 2
+
+
+@njit(nogil=True)
+def permute(position, samples, keys):  # type: ignore[no-untyped-def]
+    """`rng.permute` of one position, with the round keys and, behind them, the widths."""
+    right_bits, left_bits = keys[ROUNDS], keys[ROUNDS + 1]
     left_mask, right_mask = (_1 << left_bits) - _1, (_1 << right_bits) - _1
-    value = position
+    value, limit = np.uint64(position), np.uint64(samples)
     while True:
         left, right = value >> right_bits, value & right_mask
         for i in range(0, ROUNDS, 2):
             right ^= _mix(left ^ keys[i]) & right_mask
             left ^= _mix(right ^ keys[i + 1]) & left_mask
         value = (left << right_bits) | right
-        if value < samples:
-            return value
+        if value < limit:
+            return np.int64(value)
+
+
+@njit(nogil=True)
+def _fill(keys, samples, second, day, purpose, key0, key1):  # type: ignore[no-untyped-def]
+    for i in range(ROUNDS // 4):
+        keys[4 * i : 4 * i + 4] = philox(np.uint64(i), second, day, purpose, key0, key1)
+    right_bits, left_bits = _widths(samples)
+    keys[ROUNDS], keys[ROUNDS + 1] = np.uint64(right_bits), np.uint64(left_bits)
+
+
+@njit(nogil=True)
+def fill_keys(keys, order, samples, block_size, day, key0, key1):  # type: ignore[no-untyped-def]
+    """Write what an epoch's order needs to `keys`, uint64[KEYS]: see `permute_blocks`."""
+    _fill(keys, samples if order == 1 else max(samples // block_size, 1), _0, day, _ORDER, key0, key1)
+    if order == 2:
+        w0, w1, _, _ = philox(_2, _0, day, _ORDER, key0, key1)
+        keys[2 * _EACH] = ((w1 << _32) | w0) % np.uint64(samples)
+        keys[2 * _EACH + 1] = ~_0  # no window yet
+
+
+@njit(nogil=True)
+def permute_blocks(position, samples, block_size, window, day, key0, key1, keys):  # type: ignore[no-untyped-def]
+    """`rng.permute_blocks` of one position.
+
+    `keys` holds the epoch's round keys and widths, those of the window of the last position asked for,
+    the epoch's shift, and which window that was.
+    """
+    span = block_size * window
+    q = position // span
+    first = q * span
+    length = min(span, samples - first)
+    own = keys[_EACH : 2 * _EACH]
+    if keys[2 * _EACH + 1] != np.uint64(q):
+        _fill(own, length, np.uint64(q), day, _WINDOW, key0, key1)
+        keys[2 * _EACH + 1] = np.uint64(q)
+    place = first + permute(position - first, length, own)
+    slot, full = place // block_size, samples // block_size
+    if slot < full:
+        slot = permute(slot, full, keys)
+    return np.int64((np.uint64(slot * block_size + place % block_size) + keys[2 * _EACH]) % np.uint64(samples))
 
 
 @compiled

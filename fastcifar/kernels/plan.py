@@ -9,13 +9,14 @@ Legend: n images in the store, N samples in the split, H x W pixels, C channels,
 """
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fastcifar.config import Flip, Padding, Scaling
 from fastcifar.errors import ConfigError
+from fastcifar.kernels.rng import permute, permute_blocks
 
 __all__ = [
     "IGNORE",
@@ -24,10 +25,11 @@ __all__ = [
     "Plan",
     "check_plan",
     "check_span",
+    "rows_at",
     "scale_and_shift",
 ]
 
-Order = Literal["random", "sequential"]
+Order = Literal["random", "block", "sequential"]
 DType = Literal["float32", "bfloat16", "float16"]
 
 IGNORE = -100
@@ -48,6 +50,8 @@ class Plan:
     rows: NDArray[np.int64] | None = None  # int64[N]
     seed: int = 0  # 0 <= seed < 2**64
     order: Order = "random"
+    block_size: int = 256  # samples in a block, where the order is `block`
+    window: int = 64  # blocks that are mixed with each other, likewise
     crop: int = 0  # largest shift in pixels, each way
     padding: Padding = "reflect"  # what a shift brings in: the mirrored image, or pixel value 0
     flip: Flip = "none"
@@ -89,6 +93,9 @@ def check_plan(plan: Plan, shape: tuple[int, ...], label_count: int) -> None:
     ):
         if not 0 <= number <= high:
             raise ConfigError(f"{name} must be from 0 to {high} for images of {height} x {width}, got {number}")
+    for name, number in (("block_size", plan.block_size), ("window", plan.window)):
+        if not 1 <= number <= 2**31 - 1:
+            raise ConfigError(f"{name} must be from 1 to {2**31 - 1}, got {number}")
     if plan.samples < 1 or plan.offset < 0:
         raise ConfigError(f"samples must be positive and offset not negative, got {plan.samples} and {plan.offset}")
     if plan.rows is None:
@@ -99,6 +106,23 @@ def check_plan(plan: Plan, shape: tuple[int, ...], label_count: int) -> None:
     for name, factors in (("scale", plan.scale), ("shift", plan.shift)):
         if factors.shape != (channels,) or factors.dtype != np.float32 or not np.isfinite(factors).all():
             raise ConfigError(f"{name} must be {channels} finite float32 numbers, got {factors!r}")
+
+
+def rows_at(plan: Plan, positions: NDArray[np.int64], epoch: int) -> NDArray[np.int64]:
+    """The store's rows at positions of an epoch, int64[B]; slow and obvious.
+
+    Args:
+        plan: the plan.
+        positions: int64[B], each in [0, N).
+        epoch: 0 to 2**32 - 1.
+    """
+    samples = positions
+    key: Any = {"samples": plan.samples, "seed": plan.seed, "epoch": epoch}
+    if plan.order == "random":
+        samples = permute(positions, **key)
+    elif plan.order == "block":
+        samples = permute_blocks(positions, **key, block_size=plan.block_size, window=plan.window)
+    return samples + plan.offset if plan.rows is None else plan.rows[samples]
 
 
 def check_span(plan: Plan, epoch: int, start: int, size: int, capacity: int | None) -> int:

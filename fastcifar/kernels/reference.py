@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastcifar.kernels.plan import IGNORE, Plan, check_plan, check_span
-from fastcifar.kernels.rng import draws, permute
+from fastcifar.kernels.plan import IGNORE, Plan, check_plan, check_span, rows_at
+from fastcifar.kernels.rng import draws
 
 __all__ = ["batch", "round_bfloat16"]
 
@@ -54,11 +54,7 @@ def batch(
     _, height, width, channels = images.shape
     out = np.zeros((rows, height, width, channels), dtype=np.float16 if plan.dtype == "float16" else np.float32)
     targets = np.full(rows, IGNORE, dtype=np.int64)
-    for i in range(size):
-        sample = start + i
-        if plan.order == "random":
-            sample = int(permute(start + i, samples=plan.samples, seed=plan.seed, epoch=epoch))
-        row = plan.offset + sample if plan.rows is None else int(plan.rows[sample])
+    for i, row in enumerate(rows_at(plan, np.arange(start, start + size), epoch).tolist()):
         targets[i] = labels[row]
         out[i] = _augment(images[row], row, plan, epoch)
     result = out.transpose(0, 3, 1, 2)

@@ -16,7 +16,10 @@ purpose) gives four words w0..w3 of 32 bits. Products below are exact (64 bits).
 | --- | --- | --- |
 | `AUGMENT` | (row low, row high, epoch, 0) | w0: dy, w1: dx, w2: random flip, w3: cut-out corner |
 | `FIRST_FLIP` | (row low, row high, 0, 1) | w0: the flip that alternates |
-| `ORDER` | (i, 0, epoch, 2) | i = 0, 1: the eight round keys of the permutation |
+| `ORDER` | (i, 0, epoch, 2) | i = 0, 1: the eight round keys of the permutation; i = 2: the shift of `block` |
+| `WINDOW` | (i, window, epoch, 3) | i = 0, 1: the round keys within a window of `block` |
+| 4 | | of `fastcifar.mixing` |
+| 5 | | of `fastcifar.policies` |
 
 **Crop.** dy = ((w0 * (2 crop + 1)) >> 32) - crop, and dx alike from w1. The image is flipped first, then
 padded, then shifted: output pixel (y, x) is pixel (y + dy, x + dx) of the flipped image, which reaches
@@ -28,7 +31,7 @@ past its edges by NumPy's mode="reflect" (crop < H and crop < W) or by pixel val
 y0 = ((w3 >> 16) * (H - cutout + 1)) >> 16 and x0 = ((w3 & 0xffff) * (W - cutout + 1)) >> 16.
 Its pixels are 0.0 in the output, after scaling.
 
-**Order.** See `permute`.
+**Order.** See `permute` for `random`, `permute_blocks` for `block`.
 """
 
 from typing import NamedTuple
@@ -44,9 +47,12 @@ __all__ = [
     "ORDER",
     "PHILOX",
     "ROUNDS",
+    "WINDOW",
     "Draws",
     "draws",
+    "order_shift",
     "permute",
+    "permute_blocks",
     "philox",
     "round_keys",
     "split_seed",
@@ -56,6 +62,7 @@ __all__ = [
 AUGMENT = 0
 FIRST_FLIP = 1
 ORDER = 2
+WINDOW = 3
 """Purposes: the fourth word of the counter."""
 
 PHILOX = (0xD2511F53, 0xCD9E8D57, 0x9E3779B9, 0xBB67AE85)
@@ -158,10 +165,23 @@ def widths(samples: int) -> tuple[int, int]:
     return bits // 2, bits - bits // 2
 
 
-def round_keys(seed: int, epoch: int) -> tuple[int, ...]:
-    """The permutation's eight round keys: w0..w3 of `ORDER` counter 0, then of counter 1."""
-    words = philox((np.arange(ROUNDS // 4), 0, epoch, ORDER), split_seed(seed))
+def round_keys(seed: int, epoch: int, window: int | None = None) -> tuple[int, ...]:
+    """The eight round keys of a permutation: w0..w3 of counter 0, then of counter 1.
+
+    Args:
+        seed: 0 to 2**64 - 1.
+        epoch: 0 to 2**32 - 1.
+        window: whose order it is, 0 to 2**32 - 1; None: the epoch's (of samples, or of blocks).
+    """
+    second, purpose = (0, ORDER) if window is None else (window, WINDOW)
+    words = philox((np.arange(ROUNDS // 4), second, epoch, purpose), split_seed(seed))
     return tuple(int(word) for word in words.T.ravel())
+
+
+def order_shift(samples: int, seed: int, epoch: int) -> int:
+    """How far the blocks of an epoch are shifted, in [0, N): (w1 2**32 + w0) mod N."""
+    w0, w1, _, _ = philox((2, 0, epoch, ORDER), split_seed(seed))
+    return ((int(w1) << 32) | int(w0)) % samples
 
 
 def permute(positions: ArrayLike, *, samples: int, seed: int, epoch: int) -> NDArray[np.int64]:
@@ -181,9 +201,55 @@ def permute(positions: ArrayLike, *, samples: int, seed: int, epoch: int) -> NDA
     Returns:
         int64[B], each in [0, N).
     """
+    return _walk(positions, samples, round_keys(seed, epoch))
+
+
+def permute_blocks(
+    positions: ArrayLike, *, samples: int, seed: int, epoch: int, block_size: int, window: int
+) -> NDArray[np.int64]:
+    """The samples at `positions` of an epoch's `block` order: a bijection on [0, N) that reads neighbours together.
+
+    Blocks of `block_size` neighbours are shuffled; `window` of them at a time are mixed sample by sample.
+    So an epoch reads the store one window after another, and each window as whole blocks.
+
+    1. Position p is r = p mod (block_size * window) of its window q; r is permuted within the window
+       (the last may be short) by the keys of (seed, epoch, q).
+    2. The place found is place o of slot k, of block_size places each. Slots that are full hold the blocks
+       in the order of the epoch's permutation; a last slot that isn't, the last block.
+    3. Place o of block b is sample (b * block_size + o + order_shift) mod N: which samples share a block,
+       and which come last in the epoch, changes with the epoch.
+
+    Args:
+        positions: integer[B], each in [0, N).
+        samples: N, 1 to 2**63; at most 2**32 windows.
+        seed: 0 to 2**64 - 1.
+        epoch: 0 to 2**32 - 1.
+        block_size: samples in a block.
+        window: blocks in a window.
+
+    Returns:
+        int64[B], each in [0, N).
+    """
+    at = np.array(positions, dtype=np.int64)
+    span = block_size * window
+    places = at // span
+    mixed = np.empty_like(at)
+    for q in np.unique(places):
+        inside = places == q
+        first = int(q) * span
+        keys = round_keys(seed, epoch, int(q))
+        mixed[inside] = first + _walk(at[inside] - first, min(span, samples - first), keys)
+    slots, offsets = mixed // block_size, mixed % block_size
+    full = slots < samples // block_size
+    slots[full] = permute(slots[full], samples=max(samples // block_size, 1), seed=seed, epoch=epoch)
+    return (slots * block_size + offsets + order_shift(samples, seed, epoch)) % samples
+
+
+def _walk(positions: ArrayLike, samples: int, round_keys: tuple[int, ...]) -> NDArray[np.int64]:
+    """`permute` with the round keys given."""
     left_bits, right_bits = widths(samples)
     left_mask, right_mask = np.uint64((1 << left_bits) - 1), np.uint64((1 << right_bits) - 1)
-    keys = [np.uint64(key) for key in round_keys(seed, epoch)]
+    keys = [np.uint64(key) for key in round_keys]
     value = np.array(positions, dtype=np.int64).astype(np.uint64)
     walking = np.ones(value.shape, dtype=bool)
     while walking.any():
