@@ -181,7 +181,7 @@ class Loader:
     def _make_kernel(self, plan: Plan) -> _Kernel:
         self._images = images = _place(self.store, self.device)
         if self.backend == "cpu":
-            from fastcifar.kernels.cpu import CpuKernel  # numba takes a moment to import
+            from fastcifar.kernels.cpu import CpuKernel  # llvmlite takes a moment to import
 
             return CpuKernel(images.numpy(), self.store.labels, plan)
         if self.backend == "reference":

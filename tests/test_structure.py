@@ -57,6 +57,8 @@ GUARDED = {
     "signal": {"runtime", "evaluation"},
     "pickle": set(),
     "numba": {"kernels", "runtime"},
+    "llvmlite": {"kernels"},
+    "nvidia": {"kernels.dali"},
     "triton": {"kernels.cuda"},
 }
 BARRED_CALLS = {("pickle", "load"), ("pickle", "loads"), ("torch", "load"), ("tarfile", "extractall")}

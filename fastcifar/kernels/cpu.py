@@ -12,7 +12,6 @@ Legend: n images in the store, N samples in the split, H x W pixels, C channels,
 import threading
 import time
 import weakref
-from collections.abc import Callable
 from typing import Any, Final
 
 import numpy as np
@@ -20,19 +19,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fastcifar.kernels import cpu_loops
-from fastcifar.kernels.cpu_loops import CHUNK, FIELDS
-from fastcifar.kernels.cpu_words import watch
+from fastcifar.kernels import machine
+from fastcifar.kernels.cpu_fields import CHUNK, FIELDS, KEYS, SLACK
 from fastcifar.kernels.plan import IGNORE, Plan, check_plan, check_span
 from fastcifar.kernels.rng import split_seed
 from fastcifar.kernels.threads import shared_team
 
 __all__ = ["CpuKernel"]
 
-_work: Callable[..., bool] = cpu_loops.work
 _BUFFERS: Final = {"float32": np.float32, "bfloat16": np.uint16, "float16": np.float16}
 _KEPT = 4  # buffers: one being made, one held by the loop, two for a consumer that reads ahead
 _PERIOD = 512  # elements that share one pass over the factors: 4 KB of them stay in the L1 cache
+_STATE = 3  # words that threads share
 _SPINS = 8000  # looks for the other threads' last chunks (20 us) before sleeping
 
 
@@ -90,11 +88,18 @@ class CpuKernel:
             "dtype": tuple(_BUFFERS).index(plan.dtype),
             "planar": planar,
             "period": period,
+            "a": self._a.ctypes.data,
+            "b": self._b.ctypes.data,
         }
         self._parameters = np.array([values[name] for name in FIELDS], dtype=np.int64)
+        self._parameters_at = self._parameters.ctypes.data
+        elements = height * width * channels
+        self._scratch_words = 3 * -(-(elements + 2 * SLACK) // 8) + KEYS + CHUNK  # as `work` cuts it
         self._buffers: list[tuple[NDArray[Any], weakref.ref[NDArray[Any]]]] = []
         self._lending = threading.Lock()
-        self._team = shared_team(watch)
+        functions = machine.load()
+        self._work, self._watch = functions["work"], functions["watch"]
+        self._team = shared_team(self._watch)
 
     def __call__(self, *, epoch: int, start: int, size: int, capacity: int | None = None) -> tuple[Tensor, Tensor]:
         """The samples at positions start to start + size - 1 of an epoch's order, augmented.
@@ -121,27 +126,32 @@ class CpuKernel:
         images = torch.from_numpy(buffer)
         if self._plan.dtype == "bfloat16":  # NumPy has no such type
             images = images.view(torch.bfloat16)
-        self._work(epoch, start, size, images, targets)
+        self._launch(epoch, start, size, images, targets)
         return images, targets
 
-    def _work(self, epoch: int, start: int, size: int, images: Tensor, targets: Tensor) -> None:
-        state = np.zeros(2, dtype=np.int64)
-        arguments = (
-            *(self._parameters, self._a, self._b, state, epoch, start, size),
-            *(images.data_ptr(), targets.data_ptr()),
-        )
-        # If an exception (Ctrl-C) ends the wait below, helpers still finish their chunks: the job keeps all they touch.
-        job = (_work, (*arguments, 0, 0), (self._images, self._labels, self._rows, images, targets))
+    def _launch(self, epoch: int, start: int, size: int, images: Tensor, targets: Tensor) -> None:
         # Below two chunks a thread, waking one (12 us) costs more than it saves.
-        helpers = min(torch.get_num_threads(), size // (2 * CHUNK)) - 1
+        helpers = max(min(torch.get_num_threads(), size // (2 * CHUNK)) - 1, 0)
+        shared = np.empty(_STATE + (helpers + 1) * self._scratch_words, dtype=np.int64)
+        shared[:_STATE] = 0
+        state: int = shared.__array_interface__["data"][0]  # `ctypes.data` takes 1.6 us
+        scratch = state + 8 * _STATE
+        places = (images.data_ptr(), targets.data_ptr())
+        arguments = (self._parameters_at, state, scratch, helpers + 1, epoch, start, size, *places)
+        # If an exception (Ctrl-C) ends the wait below, helpers still finish their chunks: the job keeps all they touch.
+        kept = (self._images, self._labels, self._rows, self._a, self._b, self._parameters)
+        job = (self._work, (*arguments, 0), (kept, images, targets, shared))
         if helpers < 1 or not self._team.begin(job, helpers):
-            _work(*arguments, 0, 0)
+            self._work(*arguments, 0)
             return
-        signal = self._team.signal
         try:
-            while not _work(*arguments, _SPINS, signal):
+            made = self._work(*arguments, self._team.signal)
+            at = state + 8
+            for _ in range(helpers):  # each look ends with one more chunk
+                made = made if made >= size else self._watch(at, made, _SPINS)
+            while made < size:
                 time.sleep(20e-6)
-                signal = 0
+                made = self._watch(at, made, 0)
         finally:
             self._team.end()
 

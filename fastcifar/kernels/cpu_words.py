@@ -2,13 +2,14 @@
 
     reverse15(target, source)            # five RGB pixels, last first, in one byte shuffle
     first = fetch_add(counter, 8)        # atomically, between threads
-
     w0, w1, w2, w3 = philox(c0, c1, c2, c3, k0, k1)
 
 All but the random words take addresses (int64) and touch only what these point at. LLVM lowers them on
-any processor. numba's cache looks only at the file of the function it keeps: after a change here, touch
-`cpu_loops.py` as well.
+any processor.
 """
+
+# numba infers the types of its words, and not Python's.
+# mypy: disable-error-code="no-untyped-def, no-untyped-call"
 
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -19,23 +20,32 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from fastcifar.kernels.cpu_fields import KEYS
 from fastcifar.kernels.rng import MIN_BITS, MIX, ORDER, PHILOX, ROUNDS, WINDOW
 
 __all__ = [
-    "KEYS",
-    "compiled",
+    "bfloat16_bits",
     "copy32",
     "fetch_add",
     "fill_keys",
     "float16_bits",
+    "get8",
+    "get64",
+    "get_float",
+    "get_word",
     "permute",
     "permute_blocks",
     "philox",
-    "pointer",
     "prefetch",
+    "put8",
+    "put16",
+    "put64",
+    "put_float",
+    "put_word",
     "reverse15",
     "reverse16",
-    "watch",
+    "scaled",
+    "word",
 ]
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -45,17 +55,12 @@ _MIX0, _MIX1 = np.uint64(MIX[0]), np.uint64(MIX[1])
 _LOW, _32, _16, _13, _2, _1, _0 = (np.uint64(word) for word in (0xFFFFFFFF, 32, 16, 13, 2, 1, 0))
 _ORDER, _WINDOW, _MIN_BITS = np.uint64(ORDER), np.uint64(WINDOW), MIN_BITS
 
-_EACH = ROUNDS + 2
-KEYS = 2 * _EACH + 2
-"""Words that `fill_keys` writes."""
+_EACH = KEYS // 2 - 1  # round keys and widths of one permutation
 
 
-def compiled(function: _Function) -> _Function:
-    """`njit` with the machine code kept on disk where a folder for it can be written."""
-    try:
-        return njit(nogil=True, cache=True)(function)  # type: ignore[no-any-return]
-    except RuntimeError:  # "cannot cache function: no locator available": a read-only installation and home
-        return njit(nogil=True)(function)  # type: ignore[no-any-return]
+def word(function: _Function) -> _Function:
+    """Compile a function that others are made of: always in line, and without a path that raises."""
+    return njit(nogil=True, forceinline=True, error_model="numpy")(function)  # type: ignore[no-any-return]
 
 
 def _mover(order: tuple[int, ...]) -> Any:
@@ -80,26 +85,86 @@ reverse16 = _mover(tuple(range(15, -1, -1)))  # sixteen pixels of one channel
 reverse15 = _mover((12, 13, 14, 9, 10, 11, 6, 7, 8, 3, 4, 5, 0, 1, 2, 15))  # five pixels of three channels
 
 
+def _element(kind: Any) -> tuple[Any, Any]:
+    """Intrinsics (address, index) and (address, index, value) for the elements of an array at an address.
+
+    numba's own arrays would do, but drag in its reference counts and a path that raises.
+    """
+
+    def place(context: Any, builder: Any, address: Any, index: Any) -> Any:
+        first = builder.inttoptr(address, context.get_value_type(kind).as_pointer())
+        return builder.gep(first, [index])
+
+    def load(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.load(place(context, builder, *arguments))
+
+    def store(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        address, index, value = arguments
+        builder.store(value, place(context, builder, address, index))
+        return context.get_dummy_value()
+
+    def get(typingctx: Any, address: Any, index: Any) -> Any:
+        return kind(types.int64, types.int64), load
+
+    def put(typingctx: Any, address: Any, index: Any, value: Any) -> Any:
+        return types.void(types.int64, types.int64, kind), store
+
+    return intrinsic(get), intrinsic(put)
+
+
+get8, put8 = _element(types.uint8)
+get64, put64 = _element(types.int64)
+get_word, put_word = _element(types.uint64)
+get_float, put_float = _element(types.float32)
+_, put16 = _element(types.uint16)
+
+
 @intrinsic  # type: ignore[untyped-decorator]
-def pointer(typingctx: Any, address: Any) -> Any:
-    """An address as a pointer that `carray` takes."""
+def scaled(typingctx: Any, a: Any, pixel: Any, b: Any) -> Any:
+    """`a * pixel + b` in float32, of a uint8; fused or not as the processor likes: the bits are the same."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.inttoptr(arguments[0], context.get_value_type(types.voidptr))
+        single = ir.FloatType()
+        a, pixel, b = arguments
+        kind = ir.FunctionType(single, [single, single, single])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.fmuladd.f32")
+        return builder.call(function, [a, builder.uitofp(pixel, single), b])
 
-    return types.voidptr(types.int64), generate
+    return types.float32(types.float32, types.uint8, types.float32), generate
+
+
+# The two below are in LLVM's words because numba computes in 64 bits, which cost 0.9 us an image.
 
 
 @intrinsic  # type: ignore[untyped-decorator]
-def float16_bits(typingctx: Any, bits: Any, small: Any) -> Any:
-    """See `_to_float16`. In LLVM's words because numba computes in 64 bits, which cost 0.9 us an image."""
+def bfloat16_bits(typingctx: Any, value: Any) -> Any:
+    """Round a float32 to bfloat16, nearest and ties to even (no NaN)."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        x, subnormal = arguments
-        word = ir.IntType(32)
+        half, sixteen = ir.IntType(32)(0x7FFF), ir.IntType(32)(16)
+        x = builder.bitcast(arguments[0], ir.IntType(32))
+        odd = builder.and_(builder.lshr(x, sixteen), ir.IntType(32)(1))
+        rounded = builder.add(builder.add(x, half), odd)
+        return builder.trunc(builder.lshr(rounded, sixteen), ir.IntType(16))
+
+    return types.uint16(types.float32), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def float16_bits(typingctx: Any, value: Any) -> Any:
+    """Round a float32 to float16, nearest and ties to even (no NaN).
+
+    Subnormal results come from adding 0.5, whose last bit is float16's least subnormal: the hardware's rounding
+    does the work. Normal ones by adding half a unit in the last place and re-biasing the exponent by 112.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        word, single = ir.IntType(32), ir.FloatType()
+        x = builder.bitcast(arguments[0], word)
         size = builder.and_(x, word(0x7FFFFFFF))
         odd = builder.and_(builder.lshr(size, word(13)), word(1))
         normal = builder.lshr(builder.add(builder.add(size, word(0xC8000FFF)), odd), word(13))
+        subnormal = builder.bitcast(builder.fadd(builder.bitcast(size, single), ir.Constant(single, 0.5)), word)
         half = builder.select(
             builder.icmp_signed("<", size, word(0x38800000)), builder.sub(subnormal, word(0x3F000000)), normal
         )
@@ -107,7 +172,7 @@ def float16_bits(typingctx: Any, bits: Any, small: Any) -> Any:
         sign = builder.and_(builder.lshr(x, word(16)), word(0x8000))
         return builder.trunc(builder.or_(half, sign), ir.IntType(16))
 
-    return types.uint16(types.uint32, types.uint32), generate
+    return types.uint16(types.float32), generate
 
 
 @intrinsic  # type: ignore[untyped-decorator]
@@ -135,8 +200,8 @@ def fetch_add(typingctx: Any, address: Any, amount: Any) -> Any:
     return types.int64(types.int64, types.int64), generate
 
 
-@njit(nogil=True)
-def philox(c0, c1, c2, c3, k0, k1):  # type: ignore[no-untyped-def]
+@word
+def philox(c0, c1, c2, c3, k0, k1):
     """`rng.philox` of one counter, in uint64."""
     for _ in range(10):
         p0, p1 = c0 * _M0, c2 * _M1
@@ -145,8 +210,8 @@ def philox(c0, c1, c2, c3, k0, k1):  # type: ignore[no-untyped-def]
     return c0, c1, c2, c3
 
 
-@njit(nogil=True)
-def _mix(h):  # type: ignore[no-untyped-def]
+@word
+def _mix(h):
     h ^= h >> _16
     h = (h * _MIX0) & _LOW
     h ^= h >> _13
@@ -154,75 +219,74 @@ def _mix(h):  # type: ignore[no-untyped-def]
     return h ^ (h >> _16)
 
 
-@njit(nogil=True)
-def _widths(samples):  # type: ignore[no-untyped-def]
-    """`rng.widths`, the right one first (it is never smaller)."""
+@word
+def _widths(samples):
+    """`rng.widths`, the right one first."""
     bits = _MIN_BITS
     while bits < 63 and (samples - 1) >> bits:
         bits += 1
     return bits - bits // 2, bits // 2
 
 
-@njit(nogil=True)
-def permute(position, samples, keys):  # type: ignore[no-untyped-def]
+@word
+def permute(position, samples, keys):
     """`rng.permute` of one position, with the round keys and, behind them, the widths."""
-    right_bits, left_bits = keys[ROUNDS], keys[ROUNDS + 1]
+    right_bits, left_bits = get_word(keys, ROUNDS), get_word(keys, ROUNDS + 1)
     left_mask, right_mask = (_1 << left_bits) - _1, (_1 << right_bits) - _1
     value, limit = np.uint64(position), np.uint64(samples)
     while True:
         left, right = value >> right_bits, value & right_mask
         for i in range(0, ROUNDS, 2):
-            right ^= _mix(left ^ keys[i]) & right_mask
-            left ^= _mix(right ^ keys[i + 1]) & left_mask
+            right ^= _mix(left ^ get_word(keys, i)) & right_mask
+            left ^= _mix(right ^ get_word(keys, i + 1)) & left_mask
         value = (left << right_bits) | right
         if value < limit:
-            return np.int64(value)
+            break
+    return np.int64(value)
 
 
-@njit(nogil=True)
-def _fill(keys, samples, second, day, purpose, key0, key1):  # type: ignore[no-untyped-def]
-    for i in range(ROUNDS // 4):
-        keys[4 * i : 4 * i + 4] = philox(np.uint64(i), second, day, purpose, key0, key1)
+@word
+def _fill(keys, samples, second, day, purpose, key0, key1):
+    for i in range(0, ROUNDS, 4):
+        w0, w1, w2, w3 = philox(np.uint64(i // 4), second, day, purpose, key0, key1)
+        put_word(keys, i, w0)
+        put_word(keys, i + 1, w1)
+        put_word(keys, i + 2, w2)
+        put_word(keys, i + 3, w3)
     right_bits, left_bits = _widths(samples)
-    keys[ROUNDS], keys[ROUNDS + 1] = np.uint64(right_bits), np.uint64(left_bits)
+    put_word(keys, ROUNDS, np.uint64(right_bits))
+    put_word(keys, ROUNDS + 1, np.uint64(left_bits))
 
 
-@njit(nogil=True)
-def fill_keys(keys, order, samples, block_size, day, key0, key1):  # type: ignore[no-untyped-def]
-    """Write what an epoch's order needs to `keys`, uint64[KEYS]: see `permute_blocks`."""
+@word
+def fill_keys(keys, order, samples, block_size, day, key0, key1):
+    """Write what an epoch's order needs to the uint64[KEYS] at `keys`: see `permute_blocks`."""
     _fill(keys, samples if order == 1 else max(samples // block_size, 1), _0, day, _ORDER, key0, key1)
     if order == 2:
         w0, w1, _, _ = philox(_2, _0, day, _ORDER, key0, key1)
-        keys[2 * _EACH] = ((w1 << _32) | w0) % np.uint64(samples)
-        keys[2 * _EACH + 1] = ~_0  # no window yet
+        put_word(keys, 2 * _EACH, ((w1 << _32) | w0) % np.uint64(samples))
+        put_word(keys, 2 * _EACH + 1, ~_0)  # no window yet
 
 
-@njit(nogil=True)
-def permute_blocks(position, samples, block_size, window, day, key0, key1, keys):  # type: ignore[no-untyped-def]
+@word
+def permute_blocks(position, samples, block_size, window, day, key0, key1, keys):
     """`rng.permute_blocks` of one position.
 
-    `keys` holds the epoch's round keys and widths, those of the window of the last position asked for,
+    At `keys` are the epoch's round keys and widths, those of the window of the last position asked for,
     the epoch's shift, and which window that was.
     """
     span = block_size * window
     q = position // span
     first = q * span
     length = min(span, samples - first)
-    own = keys[_EACH : 2 * _EACH]
-    if keys[2 * _EACH + 1] != np.uint64(q):
+    own = keys + 8 * _EACH
+    if get_word(keys, 2 * _EACH + 1) != np.uint64(q):
         _fill(own, length, np.uint64(q), day, _WINDOW, key0, key1)
-        keys[2 * _EACH + 1] = np.uint64(q)
+        put_word(keys, 2 * _EACH + 1, np.uint64(q))
     place = first + permute(position - first, length, own)
     slot, full = place // block_size, samples // block_size
     if slot < full:
         slot = permute(slot, full, keys)
-    return np.int64((np.uint64(slot * block_size + place % block_size) + keys[2 * _EACH]) % np.uint64(samples))
-
-
-@compiled
-def watch(signal, seen, spins):  # type: ignore[no-untyped-def]
-    """Look `spins` times whether the int64 at an address is still `seen`; returns what it is."""
-    for _ in range(spins):
-        if fetch_add(signal, 0) != seen:
-            break
-    return fetch_add(signal, 0)
+    return np.int64(
+        (np.uint64(slot * block_size + place % block_size) + get_word(keys, 2 * _EACH)) % np.uint64(samples)
+    )
