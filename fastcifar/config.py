@@ -19,6 +19,7 @@ __all__ = ["AmpDType", "Augment", "CompileMode", "Optimizer", "Recipe", "Scaling
 Scaling = Literal["raw", "unit", "signed", "standardize"]
 Flip = Literal["none", "random", "alternating"]
 Padding = Literal["reflect", "zero"]
+PolicyName = Literal["none", "trivial", "rand"]
 Optimizer = Literal["adam", "sgd"]
 Schedule = Literal["constant", "one-cycle"]
 Scheme = Literal["report", "full", "holdout"]
@@ -58,12 +59,21 @@ class Augment:
     """Horizontal flip: none, random, or alternating (drawn once for a sample, then every other epoch)."""
     cutout: int = 0
     """Side in pixels of the square set to 0; 0 for none."""
+    policy: PolicyName = "none"
+    """What is drawn beside that, after crop and flip: none, trivial (TrivialAugment) or rand (RandAugment)."""
+    mixup: float = 0.0
+    """Alpha of mixup's Beta distribution; 0 for none. Labels are then soft: floating, one a class."""
+    cutmix: float = 0.0
+    """Alpha of CutMix's Beta distribution; 0 for none. Where mixup is on too, each sample has one of them."""
 
     def __post_init__(self) -> None:
         _integer("crop", self.crop, 0)
         _choice("padding", self.padding, Padding)
         _choice("flip", self.flip, Flip)
         _integer("cutout", self.cutout, 0)
+        _choice("policy", self.policy, PolicyName)
+        _number("mixup", self.mixup, 0)
+        _number("cutmix", self.cutmix, 0)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,43 +1,38 @@
 """Loader: batches of augmented images, each a pure function of (seed, epoch, step).
 
-The bytes are copied to the device once, each checked against its checksum on the way; one kernel then
-shuffles, gathers, augments, scales and lays out each batch. There are no workers and no state but a
-position.
+Each byte is checked against its checksum when it is first copied; one kernel then shuffles, gathers,
+augments, scales and lays out each batch. There are no workers and no state but a position.
 
     for images, labels in Loader("cifar10", split="train", batch_size=512):   # float32[512, 3, 32, 32], int64[512]
         ...
 """
 
 import dataclasses
-import functools
-import weakref
-from collections.abc import Iterator
+import importlib.util
+import logging
+from collections.abc import Callable, Iterator
 from numbers import Integral
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol, get_args
+from typing import Any, NamedTuple, get_args
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils.data import IterableDataset, get_worker_info
 
+from fastcifar.batch_op import batch_op, register
 from fastcifar.config import Augment, Scaling
 from fastcifar.data.datasets import open_store
 from fastcifar.data.store import ArrayStore
 from fastcifar.errors import ConfigError
-from fastcifar.kernels import reference
 from fastcifar.kernels.plan import DType, Order, Plan, check_plan, scale_and_shift
+from fastcifar.pipeline import Backend, Pipeline
+from fastcifar.placement import Placement, choose_placement
 from fastcifar.runtime import find_device
 
 __all__ = ["Augment", "Batch", "Loader"]
 
-Placement = Literal["auto", "device"]
-Backend = Literal["auto", "cpu", "eager", "reference"]
-
 _DTYPES: dict[torch.dtype, DType] = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
-
-# One copy of a store's bytes on a device, for as long as a loader uses it.
-_placed: "weakref.WeakValueDictionary[tuple[str, torch.device], Tensor]" = weakref.WeakValueDictionary()
+_log = logging.getLogger(__name__)
 
 
 class Batch(NamedTuple):
@@ -46,16 +41,13 @@ class Batch(NamedTuple):
     images: Tensor
     """floating [B, C, H, W]."""
     labels: Tensor
-    """int64[B]; -100, which `cross_entropy` ignores, where a row is padding."""
+    """int64[B]; -100, which `cross_entropy` ignores, where a row is padding. With mixup or CutMix float32[B, K],
+    whose rows sum to 1, or to 0 where a row is padding."""
 
     @property
     def mask(self) -> Tensor:
         """bool[B]: True where a row is a sample, False where it is padding."""
-        return self.labels >= 0
-
-
-class _Kernel(Protocol):
-    def __call__(self, *, epoch: int, start: int, size: int, capacity: int | None = None) -> tuple[Tensor, Tensor]: ...
+        return self.labels >= 0 if self.labels.dim() == 1 else self.labels.sum(1) > 0
 
 
 class Loader:
@@ -77,12 +69,20 @@ class Loader:
         dtype: torch.float32, bfloat16 or float16; rounded once, from float32.
         device: where batches are made and given.
         channels_last: memory format of the images; their shape is [B, C, H, W] either way.
-        order: random (an exact permutation for each epoch), or sequential.
+        order: random (an exact permutation for each epoch), block (blocks of neighbours are shuffled, and
+            mixed within a window: for stores larger than memory), or sequential.
+        block_size: samples in a block, for the order block.
+        window: blocks that are mixed with each other, likewise.
         drop_last: leave out a last batch that is not full.
         pad_last: fill a last batch that is not full with zeros, labelled -100, so that shapes stay the same.
-        placement: device (the whole store is copied to the device), or auto.
-        backend: cpu (numba), eager (plain torch operations), reference (NumPy, slow and obvious), or auto: cpu
-            on a CPU, eager elsewhere. All give the same bits.
+        placement: device (the whole store is copied to the device), host (it stays in host memory, and
+            batches are copied one ahead), stream (it stays on disk and is read ahead), or auto, by what
+            fits. Afterwards `loader.placement` is which, and `loader.placement_reason` why.
+        backend: cpu (compiled), cuda (Triton), eager (plain torch operations), dali (NVIDIA DALI), reference
+            (NumPy, slow and obvious), or auto: cpu on a CPU, cuda on CUDA where triton is installed, eager
+            elsewhere. All give the same bits.
+        transform: a `torch.nn.Module`, or any callable, of the finished images; with mixup or CutMix, of the
+            mixed ones. What it draws from torch's generators is a function of seed, epoch and position too.
         rank: of this process, 0 to world_size - 1: it gets its slice of each global batch.
         world_size: number of processes.
 
@@ -104,10 +104,13 @@ class Loader:
         device: torch.device | str = "cpu",
         channels_last: bool = True,
         order: Order = "random",
+        block_size: int = 256,
+        window: int = 64,
         drop_last: bool = False,
         pad_last: bool = False,
         placement: Placement = "auto",
         backend: Backend = "auto",
+        transform: Callable[[Tensor], Tensor] | None = None,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
@@ -133,10 +136,10 @@ class Loader:
             raise ConfigError("drop_last and pad_last cannot both be on")
         if augment is not None and not isinstance(augment, Augment):
             raise ConfigError(f"augment must be an Augment or None, got {augment!r}")
+        if transform is not None and not callable(transform):
+            raise ConfigError(f"transform must be a module or a callable, got {transform!r}")
         self.device = find_device(device)
-        if backend in ("cpu", "reference") and self.device.type != "cpu":
-            raise ConfigError(f"backend {backend!r} needs device 'cpu', got {str(self.device)!r}: use backend 'eager'")
-
+        self.backend = _choose_backend(backend, self.device)
         self.store = store if isinstance(store, ArrayStore) else open_store(store)
         self.dataset = self.store.split(split)  # what a DataLoader calls so
         self.batch_size = batch_size
@@ -144,16 +147,17 @@ class Loader:
         self.pad_last = pad_last
         self.rank = rank
         self.world_size = world_size
-        self.backend = ("cpu" if self.device.type == "cpu" else "eager") if backend == "auto" else backend
         augment = augment or Augment()
         scale, shift = scale_and_shift(scaling, self.dataset.mean, self.dataset.std)
         rows = self.dataset.rows
-        plan = Plan(
+        self._plan = Plan(
             samples=len(self.dataset),
             offset=rows.start if isinstance(rows, range) else 0,
             rows=None if isinstance(rows, range) else rows,
             seed=seed,
             order=order,
+            block_size=block_size,
+            window=window,
             crop=augment.crop,
             padding=augment.padding,
             flip=augment.flip,
@@ -163,32 +167,40 @@ class Loader:
             dtype=_DTYPES[dtype],
             channels_last=channels_last,
         )
-        check_plan(plan, self.store.images.shape, len(self.store.labels))
+        check_plan(self._plan, self.store.images.shape, len(self.store.labels))
+        if augment.policy != "none" and self.store.image_shape[2] not in (1, 3):
+            raise ConfigError(f"policy {augment.policy!r} needs grey or RGB images, not {self.store.image_shape}")
         self._identity = {
             "digest": self.store.digest,
             "split": self.dataset.name,
             "batch_size": batch_size,
             "seed": seed,
             "order": order,
+            **({"block_size": block_size, "window": window} if order == "block" else {}),
             "drop_last": drop_last,
             "scaling": scaling,
             "augment": dataclasses.asdict(augment),
         }
-        self._kernel = self._make_kernel(plan)
+        self.placement, self.placement_reason = choose_placement(placement, self.store, self.device)
+        if self.backend == "dali" and self.placement == "device" and self.device.type != "cpu":
+            self.placement, self.placement_reason = "host", "host: DALI takes batches from host memory"
+        _log.info("%s: placement %s", self.store.name, self.placement_reason)
+        self._pipeline = Pipeline(
+            self.store,
+            self._plan,
+            augment,
+            placement=self.placement,
+            backend=self.backend,
+            device=self.device,
+            transform=transform,
+        )
+        self._transform = transform
+        self._dtype = dtype
+        self._soft = bool(augment.mixup or augment.cutmix)
+        self._capacity = -(-batch_size // world_size)  # rows of this rank's part of a full batch, at most
+        self._handle = register(self)
         self._epoch, self._step = 0, 0
         self._broken_off = False
-
-    def _make_kernel(self, plan: Plan) -> _Kernel:
-        self._images = images = _place(self.store, self.device)
-        if self.backend == "cpu":
-            from fastcifar.kernels.cpu import CpuKernel  # llvmlite takes a moment to import
-
-            return CpuKernel(images.numpy(), self.store.labels, plan)
-        if self.backend == "reference":
-            return functools.partial(_reference, images.numpy(), self.store.labels, plan)
-        from fastcifar.kernels.eager import EagerKernel
-
-        return EagerKernel(images, torch.from_numpy(self.store.labels).to(self.device), plan)
 
     def __len__(self) -> int:
         """Batches in an epoch; the same for every rank and epoch."""
@@ -201,23 +213,75 @@ class Loader:
         Raises:
             IndexError: the epoch has no such step.
         """
+        return Batch(*self._make(epoch, step, self._capacity if self.pad_last else None))
+
+    def batch_at(self, position: Tensor) -> Batch:
+        """This rank's part of the batch of a position that the device holds: for compiled steps and CUDA graphs.
+
+        It is one operator, `fastcifar::batch`, which `torch.compile` takes without a graph break. With backend
+        cuda (and no policy, mixup or CutMix) the kernel reads the position itself: nothing waits, and a graph
+        that was captured once gives batch after batch as `position` moves. Elsewhere the position is read back.
+
+        Args:
+            position: int64[2], (epoch, step), on the loader's device.
+
+        Returns:
+            A batch of always the same shape; rows that have no sample are padding.
+
+        Raises:
+            ConfigError: the loader has a transform: apply it in the step.
+            IndexError: the epoch has no such step (with backend cuda all rows are then padding).
+        """
+        if self._transform is not None:
+            raise ConfigError("batch_at makes batches without transform: apply the module in the step itself")
+        return Batch(*batch_op(position, self._handle))
+
+    def make_at(self, position: Tensor) -> tuple[Tensor, Tensor]:
+        """What the operator of `batch_at` does."""
+        if self._pipeline.at is not None:
+            ranks = {"rank": self.rank, "world_size": self.world_size}
+            return self._pipeline.at(position, batch_size=self.batch_size, **ranks, capacity=self._capacity)
+        epoch, step = position.tolist()
+        return self._make(epoch, step, self._capacity)
+
+    def like(self, position: Tensor) -> tuple[Tensor, Tensor]:
+        """Tensors as `batch_at` gives them, without values."""
+        height, width, channels = self.store.image_shape
+        memory = torch.channels_last if self._plan.channels_last else torch.contiguous_format
+        shape = (self._capacity, channels, height, width)
+        images = torch.empty(shape, dtype=self._dtype, device=position.device, memory_format=memory)
+        if self._soft:
+            return images, torch.empty((self._capacity, len(self.store.classes)), device=position.device)
+        return images, torch.empty(self._capacity, dtype=torch.int64, device=position.device)
+
+    def _make(self, epoch: int, step: int, capacity: int | None) -> tuple[Tensor, Tensor]:
         if not 0 <= step < len(self):
             raise IndexError(f"step {step} is out of range: an epoch has {len(self)} batches")
+        first, count, low, high = self._span(step)
+        return self._pipeline(epoch=epoch, first=first, count=count, low=low, high=high, capacity=capacity)
+
+    def _span(self, step: int) -> tuple[int, int, int, int]:
+        """Of a global batch its first position and its size, and this rank's first and last + 1 place in it."""
         first = step * self.batch_size
         count = min(self.batch_size, len(self.dataset) - first)
-        low, high = (count * self.rank // self.world_size, count * (self.rank + 1) // self.world_size)
-        capacity = -(-self.batch_size // self.world_size) if self.pad_last else None
-        return Batch(*self._kernel(epoch=epoch, start=first + low, size=high - low, capacity=capacity))
+        return first, count, count * self.rank // self.world_size, count * (self.rank + 1) // self.world_size
 
     def __iter__(self) -> Iterator[Batch]:
         if self._broken_off:
             self.set_epoch(self._epoch + 1)
         epoch = self._epoch
-        for step in range(self._step, len(self)):
-            batch = self.batch(epoch, step)
-            self._step, self._broken_off = step + 1, True
-            yield batch
-        self.set_epoch(epoch + 1)
+        try:
+            for step in range(self._step, len(self)):
+                batch = self.batch(epoch, step)
+                self._step, self._broken_off = step + 1, True
+                if step + 1 < len(self):
+                    first, _, low, high = self._span(step + 1)
+                    self._pipeline.prepare(epoch=epoch, start=first + low, size=high - low)
+                yield batch
+                del batch  # its memory is used again as soon as nobody else has it
+            self.set_epoch(epoch + 1)
+        finally:
+            self._pipeline.close()
 
     def set_epoch(self, epoch: int) -> None:
         """Let the next pass be epoch `epoch`, from its first batch.
@@ -250,18 +314,39 @@ class Loader:
             raise ConfigError(f"loader state has step {step!r}, an epoch has {len(self)}")
         self._step = step
 
+    def as_iterable_dataset(self) -> "IterableDataset[Batch]":
+        """An `IterableDataset` of this loader's batches, for what insists on one.
 
-def _reference(
-    images: NDArray[np.uint8], labels: NDArray[np.int64], plan: Plan, **position: Any
-) -> tuple[Tensor, Tensor]:
-    made, targets = reference.batch(images, labels, plan, **position)
-    return torch.from_numpy(made).to(getattr(torch, plan.dtype)), torch.from_numpy(targets)
+        `DataLoader(loader.as_iterable_dataset(), batch_size=None)` gives the same batches; it needs no workers
+        and refuses them.
+        """
+        return _Batches(self)
 
 
-def _place(store: ArrayStore, device: torch.device) -> Tensor:
-    """The store's images on `device`, uint8[N, H, W, C]; copied and checked the first time."""
-    images = _placed.get((store.digest, device))
-    if images is None:
-        images = torch.from_numpy(store.load()).to(device)
-        _placed[store.digest, device] = images
-    return images
+class _Batches(IterableDataset[Batch]):
+    def __init__(self, loader: Loader) -> None:
+        self.loader = loader
+
+    def __iter__(self) -> Iterator[Batch]:
+        if get_worker_info() is not None:
+            raise ConfigError("num_workers must be 0 for the batches of a Loader: each worker would make them all")
+        return iter(self.loader)
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def set_epoch(self, epoch: int) -> None:
+        self.loader.set_epoch(epoch)
+
+
+def _choose_backend(asked: Backend, device: torch.device) -> Backend:
+    """Raises ConfigError where `asked` cannot be used on the device."""
+    if asked == "auto":
+        if device.type == "cpu":
+            return "cpu"
+        return "cuda" if device.type == "cuda" and importlib.util.find_spec("triton") is not None else "eager"
+    needs = {"cpu": ("cpu",), "reference": ("cpu",), "cuda": ("cuda",), "dali": ("cpu", "cuda")}
+    if device.type not in needs.get(asked, (device.type,)):
+        allowed = " or ".join(needs[asked])
+        raise ConfigError(f"backend {asked!r} needs device {allowed}, got {str(device)!r}: use backend 'auto'")
+    return asked

@@ -55,7 +55,7 @@ class Trainer:
 
         Args:
             images: floating [B, C, H, W].
-            labels: int64[B].
+            labels: int64[B], or float32[B, K] of mixed images.
             size: side in pixels to which the images are reduced first.
         """
         rate = self.learning_rate(self.step)
@@ -66,7 +66,8 @@ class Trainer:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad()
-        # what is reported is free of label smoothing, as in evaluation
+        # what is reported is free of label smoothing, as in evaluation; of mixed samples, the larger share counts
+        labels = labels if labels.dim() == 1 else labels.argmax(1)
         self.totals.add_no_sync(F.cross_entropy(logits.detach(), labels, reduction="sum"), logits, labels)
         self.step += 1
 

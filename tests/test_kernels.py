@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 
 from fastcifar.errors import ConfigError
 from fastcifar.kernels import reference
-from fastcifar.kernels.cpu import CpuKernel
+from fastcifar.kernels.cpu import CpuKernel, HostOrder
 from fastcifar.kernels.cpu_words import bfloat16_bits, float16_bits
-from fastcifar.kernels.eager import EagerKernel
-from fastcifar.kernels.plan import IGNORE, Plan, scale_and_shift
+from fastcifar.kernels.eager import EagerAugment, EagerKernel
+from fastcifar.kernels.plan import IGNORE, Plan, rows_at, scale_and_shift
 from fastcifar.kernels.rng import draws, permute
 from tests.effort import effort
 
@@ -44,7 +44,7 @@ def as_float32(tensor):
 
 
 def check_kernels(images, labels, plan, **call):
-    """Both kernels give the reference's bits, type, shape and memory format."""
+    """All kernels give the reference's bits, type, shape and memory format."""
     expected, expected_labels = reference.batch(images, labels, plan, **call)
     kernels = (
         CpuKernel(images, labels, plan),
@@ -62,6 +62,14 @@ def check_kernels(images, labels, plan, **call):
         wanted = np.ascontiguousarray(expected.astype(np.float32)).view(np.uint32)
         assert np.array_equal(got, wanted), type(kernel)
         assert np.array_equal(targets.numpy(), expected_labels), type(kernel)
+    epoch, start, size = call["epoch"], call["start"], call["size"]
+    rows = rows_at(plan, np.arange(start, start + size), epoch)
+    assert np.array_equal(HostOrder(plan).rows(epoch, start, size), rows)
+    augment = EagerAugment(images.shape[1:], plan, torch.device("cpu"))
+    gathered = [torch.from_numpy(np.asarray(array)) for array in (images[rows], rows, labels[rows].astype(np.int64))]
+    out, targets = augment(*gathered, epoch=epoch, capacity=call.get("capacity"))
+    assert np.array_equal(np.ascontiguousarray(as_float32(out)).view(np.uint32), wanted)
+    assert np.array_equal(targets.numpy(), expected_labels)
 
 
 @st.composite
@@ -494,7 +502,7 @@ def test_a_forked_child_can_use_the_kernel():
     """In a process of its own: other tests' threads make forking unsafe."""
     code = """
 import os, numpy as np, torch
-from fastcifar.kernels.cpu import CpuKernel
+from fastcifar.kernels.cpu import CpuKernel, HostOrder
 from fastcifar.kernels.plan import Plan
 torch.set_num_threads(2)
 images = np.random.default_rng(0).integers(0, 256, (300, 16, 16, 3), dtype=np.uint8)

@@ -213,12 +213,12 @@ def test_breaking_off_leaves_nothing_behind(store: ArrayStore) -> None:
 
 
 def test_loaders_share_one_copy_of_the_bytes(store: ArrayStore) -> None:
-    from fastcifar import loader as module
+    from fastcifar import placement as module
 
     gc.collect()
     before = len(module._placed)
     first, second = Loader(store, split="train"), Loader(store.path, split="test")
-    assert first._images is second._images
+    assert first._pipeline.images is second._pipeline.images
     assert (len(first.dataset), len(second.dataset)) == (103, 20)
     assert len(module._placed) == before + 1
     del first, second
@@ -260,6 +260,8 @@ def test_a_damaged_store_is_found_when_it_is_placed(store: ArrayStore, tmp_path:
         ({"augment": Augment(crop=8)}, "crop must be from 0 to 7 for images of 8 x 8, got 8"),
         ({"augment": Augment(cutout=9)}, "cutout must be from 0 to 8 for images of 8 x 8, got 9"),
         ({"drop_last": True, "pad_last": True}, "cannot both be on"),
+        ({"transform": 3}, "transform must be a module or a callable, got 3"),
+        ({"backend": "cuda"}, "backend 'cuda' needs device cuda, got 'cpu': use backend 'auto'"),
     ],
 )
 def test_a_wrong_option_names_itself_its_value_and_what_is_allowed(
@@ -275,3 +277,112 @@ def test_a_step_out_of_range_is_an_index_error(store: ArrayStore) -> None:
         Loader(store, batch_size=20).batch(0, 6)
     with pytest.raises(ConfigError, match="epoch must be"):
         Loader(store).set_epoch(-1)
+
+
+class Noise(torch.nn.Module):
+    """Draws from torch's global generator, as modules do."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images + torch.randn_like(images)
+
+
+def test_a_users_module_gets_the_finished_images_and_its_draws_are_part_of_the_function(store: ArrayStore) -> None:
+    options: Any = {"batch_size": 20, "augment": AUGMENT}
+    plain, noisy = Loader(store, **options), Loader(store, transform=Noise(), **options)
+    state = torch.get_rng_state()
+    first = noisy.batch(1, 2)
+    assert torch.equal(torch.get_rng_state(), state)  # torch's own generator was not moved
+    torch.randn(7)
+    assert same(noisy.batch(1, 2), first)
+    noise = first.images - plain.batch(1, 2).images
+    assert 0.9 < noise.std() < 1.1
+    assert not torch.equal(noise, noisy.batch(1, 3).images - plain.batch(1, 3).images)
+    assert torch.equal(first.labels, plain.batch(1, 2).labels)
+    parts = [Loader(store, transform=Noise(), rank=r, world_size=2, **options).batch(1, 2).images for r in (0, 1)]
+    assert not torch.equal(*parts)
+
+
+def test_an_error_in_a_users_module_is_the_users(store: ArrayStore) -> None:
+    def fail(images: torch.Tensor) -> torch.Tensor:
+        raise ZeroDivisionError
+
+    loader = Loader(store, transform=fail, placement="stream")
+    state = torch.get_rng_state()
+    with pytest.raises(ZeroDivisionError):
+        next(iter(loader))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+# Where a DataLoader is expected -----------------------------------------------------------------------------------
+
+
+def test_the_view_for_a_data_loader(store: ArrayStore) -> None:
+    from torch.utils.data import DataLoader, IterableDataset
+
+    loader, view = Loader(store, batch_size=20), Loader(store, batch_size=20).as_iterable_dataset()
+    assert isinstance(view, IterableDataset)
+    wrapped: DataLoader[Any] = DataLoader(view, batch_size=None)
+    assert len(wrapped) == len(loader) == 6
+    for _ in range(2):  # epochs advance
+        assert all(same(fastcifar.Batch(*a), b) for a, b in zip(wrapped, loader, strict=True))
+    with pytest.raises(ConfigError, match="num_workers must be 0"):
+        next(iter(DataLoader(view, batch_size=None, num_workers=1)))
+
+
+def test_a_plain_training_loop_takes_it_for_a_data_loader(store: ArrayStore) -> None:
+    def train(loader: Any, epochs: int) -> list[float]:
+        torch.manual_seed(0)
+        net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 123))
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        losses = []
+        for epoch in range(epochs):
+            loader.set_epoch(epoch)
+            assert len(loader) == -(-len(loader.dataset) // loader.batch_size)
+            for images, labels in loader:
+                loss = torch.nn.functional.cross_entropy(net(images), labels)
+                optimizer.zero_grad()
+                torch.autograd.backward(loss)
+                optimizer.step()
+                losses.append(loss.item())
+        return losses
+
+    losses = train(Loader(store, batch_size=20), 8)
+    assert losses == train(Loader(store, batch_size=20), 8)
+    assert np.mean(losses[-6:]) < 0.7 * np.mean(losses[:6])
+
+
+def test_a_compiled_step_may_contain_the_loader(store: ArrayStore) -> None:
+    graphs = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph
+
+    loader = Loader(store, batch_size=25, augment=AUGMENT)
+    weight = torch.randn(192, 123)
+
+    @torch.compile(fullgraph=True, backend=backend)
+    def step(position: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        images, labels = loader.batch_at(position)
+        return torch.nn.functional.cross_entropy(images.flatten(1) @ weight, labels), labels
+
+    for epoch, number in ((0, 0), (0, 1), (3, 4)):
+        loss, labels = step(torch.tensor([epoch, number]))
+        batch = loader.batch(epoch, number)
+        torch.testing.assert_close(
+            loss, torch.nn.functional.cross_entropy(batch.images.flatten(1) @ weight, batch.labels)
+        )
+        assert (labels[: len(batch.labels)] == batch.labels).all()
+        assert (labels[len(batch.labels) :] == -100).all()
+    assert len(graphs) == 1  # no recompilation
+    with pytest.raises(IndexError, match="step 5 is out of range"):
+        loader.batch_at(torch.tensor([0, 5]))
+    with pytest.raises(ConfigError, match="without transform"):
+        Loader(store, transform=Noise()).batch_at(torch.tensor([0, 0]))
+
+
+@pytest.mark.parametrize("options", [{}, {"channels_last": False, "dtype": torch.bfloat16}, {"mix": 1.0}])
+def test_the_operator_keeps_torchs_rules(store: ArrayStore, options: dict[str, Any]) -> None:
+    mix = options.pop("mix", 0)
+    loader = Loader(store, batch_size=10, world_size=3, augment=Augment(crop=1, mixup=mix), **options)
+    torch.library.opcheck(torch.ops.fastcifar.batch.default, (torch.tensor([1, 2]), loader._handle))

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import xxhash
 from numpy.typing import NDArray
 
 from fastcifar.data.layout import CHUNK, FORMAT, HEADER, VERSION, checksums, content_digest, npy_header
@@ -67,6 +68,7 @@ class ArrayStore:
             self.path / "images.npy", np.uint8, mode="r", offset=HEADER, shape=self._shape
         )
         self.labels: NDArray[np.int64] = self._load("labels.npy").view("<i8")
+        self._checked: set[int] = set()  # chunks of images.npy
         if verify:
             self.verify()
 
@@ -111,6 +113,27 @@ class ArrayStore:
         """
         return self._load("images.npy").reshape(self._shape)
 
+    def check_rows(self, rows: NDArray[np.int64]) -> None:
+        """Check the bytes of some images, in the file's chunks, each once for as long as the store is open.
+
+        Args:
+            rows: int64[n], sorted.
+
+        Raises:
+            DataError: as `load`.
+        """
+        each = self._shape[1] * self._shape[2] * self._shape[3]
+        touched = [(HEADER + rows * each) // CHUNK, (HEADER + (rows + 1) * each - 1) // CHUNK]
+        chunks = np.unique(np.concatenate(touched)) if each <= CHUNK else np.arange(len(self._chunks["images.npy"]))
+        for chunk in chunks.tolist():
+            if chunk not in self._checked:
+                with open(self.path / "images.npy", "rb") as handle:
+                    handle.seek(chunk * CHUNK)
+                    content = handle.read(CHUNK)
+                if xxhash.xxh3_64_hexdigest(content) != self._chunks["images.npy"][chunk]:
+                    raise self._wrong("images.npy", chunk)
+                self._checked.add(chunk)
+
     def verify(self) -> None:
         """Check every byte against its checksum.
 
@@ -130,10 +153,13 @@ class ArrayStore:
             found = checksums(handle, into)
         for chunk, (a, b) in enumerate(zip(found, self._chunks[name], strict=False)):
             if a != b:
-                start = chunk * CHUNK
-                raise self._damaged(name, f"bytes {start} to {start + CHUNK} do not have their checksum")
+                raise self._wrong(name, chunk)
         if len(found) != len(self._chunks[name]):
             raise self._damaged(name, "it was cut while it was read")
+
+    def _wrong(self, name: str, chunk: int) -> DataError:
+        start = chunk * CHUNK
+        return self._damaged(name, f"bytes {start} to {start + CHUNK} do not have their checksum")
 
     def _check_size(self, name: str, header: bytes, content: int) -> None:
         try:

@@ -25,7 +25,7 @@ from fastcifar.kernels.plan import IGNORE, Plan, check_plan, check_span
 from fastcifar.kernels.rng import split_seed
 from fastcifar.kernels.threads import shared_team
 
-__all__ = ["CpuKernel"]
+__all__ = ["CpuKernel", "HostOrder"]
 
 _BUFFERS: Final = {"float32": np.float32, "bfloat16": np.uint16, "float16": np.float16}
 _KEPT = 4  # buffers: one being made, one held by the loop, two for a consumer that reads ahead
@@ -65,22 +65,14 @@ class CpuKernel:
         # The factors of `period` consecutive output elements: [C, period] where planar, else [1, period].
         a, b = (factor[:, None] if planar else factor[None] for factor in (plan.scale, plan.shift))
         self._a, self._b = (np.ascontiguousarray(np.tile(f, period // f.shape[1]), dtype=np.float32) for f in (a, b))
-        key0, key1 = split_seed(plan.seed)
         values = {
+            **_order_values(plan, self._rows),
             "images": images.ctypes.data,
             "labels": self._labels.ctypes.data,
-            "rows": 0 if self._rows is None else self._rows.ctypes.data,
-            "offset": plan.offset if self._rows is None else 0,
-            "samples": plan.samples,
             "bytes": images.size,
             "height": height,
             "width": width,
             "channels": channels,
-            "key0": key0,
-            "key1": key1,
-            "order": ("sequential", "random", "block").index(plan.order),
-            "block_size": plan.block_size,
-            "window": plan.window,
             "crop": plan.crop,
             "zero": plan.padding == "zero",
             "flip": ("none", "random", "alternating").index(plan.flip),
@@ -183,3 +175,37 @@ class CpuKernel:
         if self._plan.channels_last:
             return np.empty((rows, height, width, channels), dtype=dtype).transpose(0, 3, 1, 2)
         return np.empty((rows, channels, height, width), dtype=dtype)
+
+
+class HostOrder:
+    """An epoch's order, on the host: the store's rows at positions.
+
+    Args:
+        plan: see `Plan`; checked.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self._rows = None if plan.rows is None else np.array(plan.rows, dtype=np.int64)
+        values = _order_values(plan, self._rows)
+        self._parameters = np.array([values.get(name, 0) for name in FIELDS], dtype=np.int64)
+        self._order_rows = machine.load()["order_rows"]
+
+    def rows(self, epoch: int, start: int, size: int) -> NDArray[np.int64]:
+        """int64[size]: the rows at positions start to start + size - 1, which must be in the epoch."""
+        out = np.empty(KEYS + size, dtype=np.int64)
+        self._order_rows(self._parameters.ctypes.data, epoch, start, size, out.ctypes.data)
+        return out[KEYS:]
+
+
+def _order_values(plan: Plan, rows: NDArray[np.int64] | None) -> dict[str, int]:
+    key0, key1 = split_seed(plan.seed)
+    return {
+        "rows": 0 if rows is None else rows.ctypes.data,
+        "offset": plan.offset if rows is None else 0,
+        "samples": plan.samples,
+        "key0": key0,
+        "key1": key1,
+        "order": ("sequential", "random", "block").index(plan.order),
+        "block_size": plan.block_size,
+        "window": plan.window,
+    }

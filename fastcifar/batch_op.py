@@ -1,0 +1,48 @@
+"""`fastcifar::batch`, the operator that lets a compiled step or a CUDA graph contain the making of a batch.
+
+It keeps no loader alive, and touches nothing else.
+
+    handle = register(loader)
+    images, labels = batch_op(position, handle)        # position: int64[2], (epoch, step), on the loader's device
+"""
+
+import itertools
+import weakref
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+__all__ = ["Maker", "batch_op", "register"]
+
+
+class Maker(Protocol):
+    """What makes batches of one shape."""
+
+    def make_at(self, position: Tensor) -> tuple[Tensor, Tensor]:
+        """The batch of int64[2] (epoch, step)."""
+
+    def like(self, position: Tensor) -> tuple[Tensor, Tensor]:
+        """Tensors as `make_at` gives them, without values, of the kind that `position` is (fake, on a device)."""
+
+
+_makers: "weakref.WeakValueDictionary[int, Maker]" = weakref.WeakValueDictionary()
+_handles = itertools.count()
+
+
+def register(maker: Maker) -> int:
+    """The number by which the operator finds `maker`."""
+    handle = next(_handles)
+    _makers[handle] = maker
+    return handle
+
+
+@torch.library.custom_op("fastcifar::batch", mutates_args=())
+def batch_op(position: Tensor, handle: int) -> tuple[Tensor, Tensor]:
+    """The batch of a position, int64[2] on the device, by the maker of that number."""
+    return _makers[handle].make_at(position)
+
+
+@batch_op.register_fake
+def _fake(position: Tensor, handle: int) -> tuple[Tensor, Tensor]:
+    return _makers[handle].like(position)

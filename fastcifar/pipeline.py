@@ -1,0 +1,223 @@
+"""From positions of an epoch to a batch: the kernel, where the bytes are placed, then what works on whole batches.
+
+    pipeline = Pipeline(store, plan, augment, placement="device", backend="cpu", device=torch.device("cpu"))
+    images, labels = pipeline(epoch=0, first=512, count=512, low=0, high=512)
+
+In this order: crop, flip (the kernel); a policy; scaling, conversion, cut-out (the kernel, or after a policy its
+plain form); mixup and CutMix; the user's module.
+"""
+
+import functools
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fastcifar.config import Augment
+from fastcifar.data.store import ArrayStore
+from fastcifar.kernels import reference
+from fastcifar.kernels.plan import Plan
+from fastcifar.kernels.rng import philox, split_seed
+from fastcifar.mixing import Mixer
+from fastcifar.placement import place
+from fastcifar.runtime import local_seed
+from fastcifar.staging import Staged
+from fastcifar.streaming import Reader
+
+__all__ = ["Backend", "Pipeline", "Transform"]
+
+Backend = Literal["auto", "cpu", "cuda", "eager", "dali", "reference"]
+Transform = Callable[[Tensor], Tensor]
+
+_HOST = torch.device("cpu")
+_TRANSFORM = 6
+"""Purpose: the fourth word of the counter; see `kernels.rng`."""
+
+
+class _Source(Protocol):
+    def __call__(self, *, epoch: int, start: int, size: int, capacity: int | None = None) -> tuple[Tensor, Tensor]: ...
+
+
+class Pipeline:
+    """Makes batches.
+
+    Args:
+        store: the images.
+        plan: what the kernel does; checked.
+        augment: what is done beside that.
+        placement: device, host or stream.
+        backend: cpu, cuda, eager, dali or reference.
+        device: where batches are made.
+        transform: the user's module, of the finished images.
+    """
+
+    def __init__(
+        self,
+        store: ArrayStore,
+        plan: Plan,
+        augment: Augment,
+        *,
+        placement: str,
+        backend: str,
+        device: torch.device,
+        transform: Transform | None = None,
+    ) -> None:
+        self._plan = plan
+        self._device = device
+        self._transform = transform
+        self._policy: Callable[..., Tensor] | None = None
+        kernel_plan = plan
+        if augment.policy != "none":
+            from fastcifar.kernels.eager import EagerAugment
+            from fastcifar.policies import apply_policy
+
+            self._policy = functools.partial(apply_policy, policy=augment.policy, seed=plan.seed)
+            # float16 holds 0..255 exactly, in half the bytes
+            one = np.ones_like(plan.scale)
+            kernel_plan = replace(plan, scale=one, shift=0 * one, dtype="float16", cutout=0)
+            self._finish = EagerAugment(store.image_shape, replace(plan, crop=0, flip="none"), device)
+        self._mixer = None
+        if augment.mixup or augment.cutmix:
+            self._mixer = Mixer(
+                mixup=augment.mixup,
+                cutmix=augment.cutmix,
+                classes=len(store.classes),
+                shape=store.image_shape[:2],
+                seed=plan.seed,
+                device=device,
+            )
+        self._reader = Reader(store, kernel_plan) if placement == "stream" else None
+        # held here, so that other loaders of the same store share them
+        self.images = None if placement == "stream" else place(store, device if placement == "device" else _HOST)
+        self._source = _source(store, kernel_plan, self.images, backend, device)
+        if self._policy is not None or self._mixer is not None:
+            from fastcifar.kernels.cpu import HostOrder
+
+            self._order = HostOrder(plan)
+
+    def __call__(
+        self, *, epoch: int, first: int, count: int, low: int, high: int, capacity: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Places `low` to `high` - 1 of the global batch at positions `first` to `first + count - 1`.
+
+        Args:
+            epoch: 0 to 2**32 - 1.
+            first: position of the global batch's first sample.
+            count: samples in it.
+            low: this rank's first place.
+            high: this rank's last place + 1.
+            capacity: B, rows of the result, at least high - low, which it is if None.
+
+        Returns:
+            floating [B, C, H, W] and int64[B], or with mixup or CutMix float32[B, K]. Rows from high - low on
+            are zeros, with label IGNORE, or with zeros for all classes.
+        """
+        if self._mixer is None:
+            images, labels = self._unmixed(epoch, first + low, high - low, capacity)
+        else:
+            # samples are mixed in pairs, of which a rank may have one
+            begin, end = low - low % 2, min(high + high % 2, count)
+            images, labels = self._unmixed(epoch, first + begin, end - begin, None)
+            if end > begin:
+                rows = self._rows(epoch, first + begin, end - begin)
+                images, labels = self._mixer(images, labels, rows, epoch=epoch)
+            else:
+                labels = torch.zeros((0, self._mixer.classes), device=labels.device)
+            own = slice(low - begin, high - begin)
+            images, labels = self._padded(images[own], capacity), self._padded(labels[own], capacity)
+        if self._transform is not None:
+            # drawn from (seed, epoch, position), whatever generator the module uses
+            where = (first + low) & 0xFFFFFFFF, (first + low) >> 32
+            w0, w1, _, _ = philox((*where, epoch, _TRANSFORM), split_seed(self._plan.seed))
+            with local_seed((int(w1) << 32) | int(w0), self._device):
+                images = self._transform(images)
+        return images, labels
+
+    @property
+    def at(self) -> Callable[..., tuple[Tensor, Tensor]] | None:
+        """Makes the batch of a position that the device holds, where nothing but the kernel is needed for it."""
+        alone = self._policy is None and self._mixer is None and self._transform is None
+        return getattr(self._source, "at", None) if alone else None
+
+    def prepare(self, *, epoch: int, start: int, size: int) -> None:
+        """Begin with what takes time for a batch that is wanted soon."""
+        if isinstance(self._source, Staged) and self._mixer is None:
+            self._source.prepare(epoch=epoch, start=start, size=size)
+
+    def close(self) -> None:
+        """End threads and forget what was begun; the next call starts anew."""
+        if self._reader is not None:
+            self._reader.close()
+        if isinstance(self._source, Staged):
+            self._source.forget()
+
+    def _unmixed(self, epoch: int, start: int, size: int, capacity: int | None) -> tuple[Tensor, Tensor]:
+        if self._reader is not None:
+            self._reader.prepare(epoch=epoch, start=start, size=size)
+        if self._policy is None:
+            return self._source(epoch=epoch, start=start, size=size, capacity=capacity)
+        images, labels = self._source(epoch=epoch, start=start, size=size)
+        rows = self._rows(epoch, start, size)
+        pixels = self._policy(images.to(torch.uint8), rows, epoch=epoch)
+        return self._finish(pixels.permute(0, 2, 3, 1), rows, labels, epoch=epoch, capacity=capacity)
+
+    def _padded(self, values: Tensor, capacity: int | None) -> Tensor:
+        """`values` with rows of zeros up to `capacity`, in the plan's memory format."""
+        if capacity is None or capacity == len(values):
+            return values
+        padded = values.new_zeros((capacity, *values.shape[1:]))
+        if values.dim() == 4 and self._plan.channels_last:
+            padded = padded.contiguous(memory_format=torch.channels_last)
+        padded[: len(values)] = values
+        return padded
+
+    def _rows(self, epoch: int, start: int, size: int) -> Tensor:
+        rows = torch.from_numpy(self._order.rows(epoch, start, size))
+        if self._device.type == "cuda":  # a copy from pinned memory waits for nothing
+            rows = rows.pin_memory()
+        return rows.to(self._device, non_blocking=True)
+
+
+def _source(store: ArrayStore, plan: Plan, images: Tensor | None, backend: str, device: torch.device) -> _Source:
+    """The kernel, over `images`, or over the mapped store where that is None."""
+    if images is not None and images.device == device and backend in ("eager", "cuda"):
+        labels = torch.from_numpy(store.labels).to(device)
+        if backend == "cuda":
+            from fastcifar.kernels.cuda import CudaKernel
+
+            return CudaKernel(images, labels, plan)
+        from fastcifar.kernels.eager import EagerKernel
+
+        return EagerKernel(images, labels, plan)
+    host: NDArray[np.uint8] = store.images if images is None else images.numpy()
+    if backend == "cpu":
+        from fastcifar.kernels.cpu import CpuKernel
+
+        return CpuKernel(host, store.labels, plan)
+    if backend == "dali":
+        from fastcifar.kernels.dali import DaliKernel
+
+        return DaliKernel(host, store.labels, plan, device_id=device.index)
+    if backend == "reference":
+        return functools.partial(_reference, host, store.labels, plan)
+    augment: Any
+    if backend == "cuda":
+        from fastcifar.kernels.cuda import CudaAugment
+
+        augment = CudaAugment(store.image_shape, plan, device)
+    else:
+        from fastcifar.kernels.eager import EagerAugment
+
+        augment = EagerAugment(store.image_shape, plan, device)
+    return Staged(host, store.labels, plan, augment, device)
+
+
+def _reference(
+    images: NDArray[np.uint8], labels: NDArray[np.int64], plan: Plan, **position: Any
+) -> tuple[Tensor, Tensor]:
+    made, targets = reference.batch(images, labels, plan, **position)
+    return torch.from_numpy(made).to(getattr(torch, plan.dtype)), torch.from_numpy(targets)

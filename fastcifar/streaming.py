@@ -1,0 +1,94 @@
+"""Reads a mapped store ahead of a loader, checks what it reads, and lets go of what was used.
+
+One thread, for as long as an iteration runs, reads the bytes of the span of positions after the current one.
+Each 4 MiB chunk is checked against its checksum before the first of its images is used.
+
+    reader = Reader(store, plan)
+    reader.prepare(epoch=0, start=0, size=512)     # these are in memory and checked; the next are being read
+    reader.close()
+
+How much is resident: two spans (of 64 MiB, or a window of the order `block`), and what the system maps around what
+is read. The order `random` reads a page
+or two for each image, so it is for stores on fast disks; `block` reads neighbours together.
+"""
+
+import mmap
+import os
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+
+from fastcifar.data.store import ArrayStore
+from fastcifar.kernels import machine
+from fastcifar.kernels.cpu import HostOrder
+from fastcifar.kernels.plan import Plan
+
+__all__ = ["Reader"]
+
+_SPAN = 64 * 1024 * 1024  # bytes that are read at a time, unless a window of blocks is
+
+
+class Reader:
+    """The bytes of a store, in the order of a plan.
+
+    A failed checksum is raised by the `prepare` that needs the bytes.
+
+    Args:
+        store: the store.
+        plan: see `Plan`.
+    """
+
+    def __init__(self, store: ArrayStore, plan: Plan) -> None:
+        self._store = store
+        self._plan = plan
+        self._order = HostOrder(plan)
+        self._touch = machine.load()["touch"]
+        self._bytes = int(np.prod(store.image_shape))
+        self._span = plan.block_size * plan.window if plan.order == "block" else max(_SPAN // self._bytes, 1)
+        self._process = os.getpid()
+        self._thread: ThreadPoolExecutor | None = None
+        self._spans: dict[tuple[int, int], Future[None]] = {}
+
+    def prepare(self, *, epoch: int, start: int, size: int) -> None:
+        """Wait until the images at these positions are in memory and checked; begin to read those after them.
+
+        Raises:
+            DataError: they do not have their checksum.
+        """
+        first, last = start // self._span, (start + max(size, 1) - 1) // self._span
+        wanted = [(epoch, span) for span in range(first, last + 1)]
+        following = (epoch, last + 1) if (last + 1) * self._span < self._plan.samples else ((epoch + 1) % 2**32, 0)
+        if self._process != os.getpid():  # a fork has no threads
+            self._process, self._thread, self._spans = os.getpid(), None, {}
+        if self._spans.keys() != {*wanted, following}:
+            self._let_go()
+            self._spans = {key: self._begin(*key) for key in (*wanted, following)}
+        for key in wanted:
+            self._spans[key].result()
+
+    def close(self) -> None:
+        """End the thread; `prepare` starts another."""
+        thread, self._thread, self._spans = self._thread, None, {}
+        if thread is not None:
+            thread.shutdown(wait=True, cancel_futures=True)
+        self._let_go()
+
+    def _begin(self, epoch: int, span: int) -> "Future[None]":
+        if (epoch, span) in self._spans:
+            return self._spans[epoch, span]
+        if self._thread is None:
+            self._thread = ThreadPoolExecutor(1, thread_name_prefix="fastcifar-reader")
+        return self._thread.submit(self._read, epoch, span)
+
+    def _read(self, epoch: int, span: int) -> None:
+        start = span * self._span
+        rows = np.sort(self._order.rows(epoch, start, min(self._span, self._plan.samples - start)))
+        self._store.check_rows(rows)
+        # without Python's lock; in the store's order, so that the system reads ahead
+        self._touch(self._store.images.ctypes.data, rows.ctypes.data, len(rows), self._bytes)
+
+    def _let_go(self) -> None:
+        """Unmap the pages that were read. What is still wanted is in the system's cache, and mapped again."""
+        mapped = getattr(self._store.images, "_mmap", None)
+        if mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
+            mapped.madvise(mmap.MADV_DONTNEED)
