@@ -18,6 +18,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 
+from fastcifar.data.layout import HEADER
 from fastcifar.data.store import ArrayStore
 from fastcifar.kernels import machine
 from fastcifar.kernels.cpu import HostOrder
@@ -25,7 +26,8 @@ from fastcifar.kernels.plan import Plan
 
 __all__ = ["Reader"]
 
-_SPAN = 64 * 1024 * 1024  # bytes that are read at a time, unless a window of blocks is
+_SPAN = 64 * 1024 * 1024  # bytes that are read ahead together, unless a window of blocks is
+_ALONE = 256 * 1024  # bytes that are worth a read of their own
 
 
 class Reader:
@@ -43,9 +45,12 @@ class Reader:
         self._plan = plan
         self._order = HostOrder(plan)
         self._touch = machine.load()["touch"]
+        self._buffer = memoryview(bytearray(1024 * 1024))
         self._bytes = int(np.prod(store.image_shape))
         self._span = plan.block_size * plan.window if plan.order == "block" else max(_SPAN // self._bytes, 1)
         self._process = os.getpid()
+        if hasattr(mmap, "MADV_RANDOM"):
+            self._advise(mmap.MADV_RANDOM)  # or each page that is missing is read with 31 that nobody wants
         self._thread: ThreadPoolExecutor | None = None
         self._spans: dict[tuple[int, int], Future[None]] = {}
 
@@ -84,11 +89,28 @@ class Reader:
         start = span * self._span
         rows = np.sort(self._order.rows(epoch, start, min(self._span, self._plan.samples - start)))
         self._store.check_rows(rows)
-        # without Python's lock; in the store's order, so that the system reads ahead
+        with open(self._store.path / "images.npy", "rb", buffering=0) as handle:
+            for run in np.split(rows, np.flatnonzero(np.diff(rows) > 1) + 1):
+                self._read_run(handle.fileno(), HEADER + int(run[0]) * self._bytes, len(run) * self._bytes)
+        # waits for what was only asked for; without Python's lock
         self._touch(self._store.images.ctypes.data, rows.ctypes.data, len(rows), self._bytes)
+
+    def _read_run(self, file: int, start: int, size: int) -> None:
+        """Read neighbours at once, and ask for few of them: so that many are on their way together."""
+        if not hasattr(os, "posix_fadvise"):
+            return
+        if size < _ALONE:
+            os.posix_fadvise(file, start, size, os.POSIX_FADV_WILLNEED)
+            return
+        for at in range(start, start + size, len(self._buffer)):
+            os.preadv(file, [self._buffer[: start + size - at]], at)
 
     def _let_go(self) -> None:
         """Unmap the pages that were read. What is still wanted is in the system's cache, and mapped again."""
+        if hasattr(mmap, "MADV_DONTNEED"):
+            self._advise(mmap.MADV_DONTNEED)
+
+    def _advise(self, advice: int) -> None:
         mapped = getattr(self._store.images, "_mmap", None)
-        if mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
-            mapped.madvise(mmap.MADV_DONTNEED)
+        if mapped is not None:
+            mapped.madvise(advice)

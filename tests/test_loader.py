@@ -100,9 +100,11 @@ def test_the_test_images_are_scaled_by_the_training_images(store: ArrayStore) ->
     assert labels[0] == 103
 
 
-@pytest.mark.parametrize("backend", ["cpu", "eager", "reference"])
+@pytest.mark.parametrize("backend", ["cpu", "dali", "eager", "reference"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_a_batch_is_a_pure_function_of_seed_epoch_and_step(store: ArrayStore, backend: Any, dtype: torch.dtype) -> None:
+    if backend == "dali":
+        pytest.importorskip("nvidia.dali", reason="NVIDIA DALI is not installed")
     options: Any = {"batch_size": 16, "seed": 5, "augment": AUGMENT, "dtype": dtype}
     loader = Loader(store, backend="cpu", **options)
     passes = [list(loader) for _ in range(2)]
