@@ -60,7 +60,11 @@ class Augment:
     cutout: int = 0
     """Side in pixels of the square set to 0; 0 for none."""
     policy: PolicyName = "none"
-    """What is drawn beside that, after crop and flip: none, trivial (TrivialAugment) or rand (RandAugment)."""
+    """What is drawn beside that, after crop and flip: none, trivial (TrivialAugment, wide) or rand (RandAugment)."""
+    num_ops: int = 2
+    """Operations that RandAugment does to a sample, one after another."""
+    magnitude: int = 9
+    """Their magnitude, 0 to 30."""
     mixup: float = 0.0
     """Alpha of mixup's Beta distribution; 0 for none. Labels are then soft: floating, one a class."""
     cutmix: float = 0.0
@@ -72,6 +76,8 @@ class Augment:
         _choice("flip", self.flip, Flip)
         _integer("cutout", self.cutout, 0)
         _choice("policy", self.policy, PolicyName)
+        _integer("num_ops", self.num_ops, 1, 2**16)
+        _integer("magnitude", self.magnitude, 0, 30)
         _number("mixup", self.mixup, 0)
         _number("cutmix", self.cutmix, 0)
 

@@ -73,9 +73,10 @@ class Pipeline:
         kernel_plan = plan
         if augment.policy != "none":
             from fastcifar.kernels.eager import EagerAugment
-            from fastcifar.policies import apply_policy
+            from fastcifar.policies import Policy, PolicyAugment
 
-            self._policy = functools.partial(apply_policy, policy=augment.policy, seed=plan.seed)
+            policy = Policy(kind=augment.policy, num_ops=augment.num_ops, magnitude=augment.magnitude)
+            self._policy = PolicyAugment(policy, shape=store.image_shape[:2], seed=plan.seed, device=device)
             # float16 holds 0..255 exactly, in half the bytes
             one = np.ones_like(plan.scale)
             kernel_plan = replace(plan, scale=one, shift=0 * one, dtype="float16", cutout=0)

@@ -315,6 +315,36 @@ def test_an_error_in_a_users_module_is_the_users(store: ArrayStore) -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
+@pytest.mark.parametrize("policy", ["trivial", "rand"])
+@pytest.mark.parametrize("backend", ["cpu", "eager"])
+def test_a_policy_comes_after_crop_and_flip_and_before_scaling_and_cutout(
+    store: ArrayStore, policy: Any, backend: Any
+) -> None:
+    from fastcifar.policies import Policy, PolicyAugment
+
+    kernel = Augment(crop=2, flip="random")
+    options: Any = {"batch_size": 30, "seed": 7, "pad_last": True}
+    whole = Augment(crop=2, flip="random", cutout=3, policy=policy, magnitude=20)
+    loader = Loader(store, augment=whole, backend=backend, dtype=torch.float16, **options)
+    raw = Loader(store, augment=kernel, scaling="raw", **options)
+    for step in (1, 3):
+        images, labels = raw.batch(2, step)
+        real = int((labels >= 0).sum())
+        rows = torch.tensor([int(label) for label in labels[:real]])  # each label is its image's row
+        apply = PolicyAugment(Policy(kind=policy, magnitude=20), shape=(8, 8), seed=7, device=torch.device("cpu"))
+        pixels = apply(images[:real].to(torch.uint8), rows, epoch=2).permute(0, 2, 3, 1).numpy()
+        plan = loader._plan
+        values = (pixels.astype(np.float32) * plan.scale + plan.shift).astype(np.float16)
+        batch = loader.batch(2, step)
+        assert torch.equal(batch.labels, labels)
+        found = batch.images[:real].permute(0, 2, 3, 1).numpy()
+        cut = found == 0
+        assert (cut.all(-1).sum((1, 2)) >= 9).all()
+        assert np.array_equal(np.where(cut, 0, values), found)
+        assert not batch.images[real:].any()
+    assert loader.state_dict()["augment"]["policy"] == policy
+
+
 # Where a DataLoader is expected -----------------------------------------------------------------------------------
 
 

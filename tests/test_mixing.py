@@ -128,7 +128,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> ArrayStore:
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 5, 8])
-@pytest.mark.parametrize("policy", ["none"])
+@pytest.mark.parametrize("policy", ["none", "rand"])
 def test_the_global_batch_does_not_depend_on_the_ranks(store: ArrayStore, world_size: int, policy: Any) -> None:
     options: Any = {"batch_size": 14, "augment": Augment(crop=1, flip="random", mixup=0.3, cutmix=1.0, policy=policy)}
     whole = Loader(store, **options)
