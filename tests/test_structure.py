@@ -17,7 +17,8 @@ ARROWS: dict[str, set[str]] = {
     "nets": set(),
     "batch_op": set(),
     "mixing": {"kernels"},
-    "policies": {"kernels"},
+    "policies": {"kernels", "policy_stages"},
+    "policy_stages": set(),
     "placement": {"data", "runtime"},
     "staging": {"kernels"},
     "streaming": {"data", "kernels"},
@@ -44,7 +45,7 @@ ARROWS: dict[str, set[str]] = {
         *{"checkpoint", "runs", "figures", "page"},
     },
     "engine": {"job", "trainer", "evaluation", "data", "nets", "recipes", "reporter", "runtime", "checkpoint", "runs"},
-    "commands": {"engine", "console", "runs"},
+    "commands": {"engine", "console", "reporter", "runs", "data", "nets", "runtime"},
     "train": {"commands"},
     "__main__": {"commands"},
 }
@@ -66,7 +67,9 @@ GUARDED = {
     "numba": {"kernels", "runtime"},
     "llvmlite": {"kernels"},
     "nvidia": {"kernels.dali"},
-    "triton": {"kernels.cuda"},
+    "triton": {"kernels.cuda_loops"},
+    "PIL": {"data.images", "data.items", "data.folders"},
+    "subprocess": {"data.decoders"},
 }
 BARRED_CALLS = {("pickle", "load"), ("pickle", "loads"), ("torch", "load"), ("tarfile", "extractall")}
 BARRED_NAMES = {"eval", "exec", "print", "__import__"}

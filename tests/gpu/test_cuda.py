@@ -166,3 +166,14 @@ def test_nothing_compiles_again_within_an_epoch() -> None:
 def test_training_runs_and_learns(amp_dtype: Any, compile_: Any) -> None:
     config = TrainConfig(arch="small", dataset="digits", epochs=4, amp=True, amp_dtype=amp_dtype, compile=compile_)
     assert fit(config).test.accuracy > 0.8
+
+
+@pytest.mark.parametrize("options", [{"policy": "trivial"}, {"policy": "rand"}, {"mixup": 0.4, "cutmix": 1.0}])
+@pytest.mark.parametrize("placement", ["device", "host", "stream"])
+def test_what_works_on_whole_batches_equals_the_cpus(placement: Any, options: dict[str, Any]) -> None:
+    store = open_store("digits")
+    common: Any = {"batch_size": 100, "augment": Augment(crop=4, flip="random", cutout=8, **options), "seed": 3}
+    here, there = Loader(store, device="cpu", **common), Loader(store, device="cuda", placement=placement, **common)
+    for a, b in zip(here, there, strict=True):
+        assert torch.equal(a.images, b.images.cpu())
+        assert torch.equal(a.labels, b.labels.cpu())
