@@ -15,7 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fastcifar.config import Augment, Recipe, TrainConfig
+    from fastcifar.data.arrays import convert_arrays
     from fastcifar.data.datasets import open_store
+    from fastcifar.data.folders import convert_folder
+    from fastcifar.data.items import convert_dataset
     from fastcifar.data.store import ArrayStore
     from fastcifar.engine import FitResult, evaluate_run, fit
     from fastcifar.errors import FastcifarError
@@ -35,6 +38,9 @@ __all__ = [
     "TrainConfig",
     "__version__",
     "build_model",
+    "convert_arrays",
+    "convert_dataset",
+    "convert_folder",
     "evaluate_run",
     "fit",
     "open_store",
@@ -50,6 +56,9 @@ _HOMES = {
     "Recipe": "fastcifar.config",
     "TrainConfig": "fastcifar.config",
     "build_model": "fastcifar.nets",
+    "convert_arrays": "fastcifar.data.arrays",
+    "convert_dataset": "fastcifar.data.items",
+    "convert_folder": "fastcifar.data.folders",
     "evaluate_run": "fastcifar.engine",
     "fit": "fastcifar.engine",
     "open_store": "fastcifar.data.datasets",

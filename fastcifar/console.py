@@ -19,11 +19,11 @@ from rich.text import Text
 
 from fastcifar.formats import Columns, count, duration, epoch_cells, epoch_line, fit_columns, seconds
 from fastcifar.metrics import EpochStats
-from fastcifar.panels import clean, default_console, draw_bar, print_panel, print_test, table_row
+from fastcifar.panels import clean, default_console, draw_bar, print_facts, print_panel, print_test, table_row
 from fastcifar.phase import Phase, amount
 from fastcifar.reporter import Progress, RunResult, RunSummary, Unit
 
-__all__ = ["ConsoleReporter", "print_test"]
+__all__ = ["ConsoleReporter", "print_facts", "print_test"]
 
 _LIVE_SECONDS = 0.2  # between two pictures on a terminal
 _LINE_SECONDS = 30.0  # between two lines about the same epoch or transfer in a log

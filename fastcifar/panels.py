@@ -21,7 +21,7 @@ from rich.text import Text
 from fastcifar.formats import Columns, count, loss, percent, seconds
 from fastcifar.metrics import TestStats
 
-__all__ = ["clean", "default_console", "draw_bar", "print_panel", "print_test", "table_row"]
+__all__ = ["clean", "default_console", "draw_bar", "print_facts", "print_panel", "print_test", "table_row"]
 
 
 def print_test(stats: TestStats, console: Console | None = None) -> None:
@@ -45,6 +45,11 @@ def print_test(stats: TestStats, console: Console | None = None) -> None:
     down = -(-len(cells) // across)
     lines = [Text("  ").join(cells[row::down]) for row in range(down)]
     print_panel(console, "test", pairs, lines)
+
+
+def print_facts(title: str, pairs: Sequence[tuple[str, str]], console: Console | None = None) -> None:
+    """Print names with their values, on standard output if no console is given."""
+    print_panel(console if console is not None else default_console(), title, pairs, ())
 
 
 def print_panel(console: Console, title: str, pairs: Sequence[tuple[str, str]], lines: Sequence[Text]) -> None:

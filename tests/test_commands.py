@@ -102,10 +102,11 @@ def test_the_commands_are_listed(capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     out = capfd.readouterr().out
     assert "train" in out
+    assert "convert" in out
     assert "evaluate" in out
     assert main([]) == 2
     assert main(["fly"]) == 2
-    assert "unknown command 'fly': choose from train, evaluate" in capfd.readouterr().err
+    assert "unknown command 'fly': choose from train, convert, evaluate" in capfd.readouterr().err
     assert main(["--version"]) == 0
     assert capfd.readouterr().out.startswith("fastcifar 0.")
 

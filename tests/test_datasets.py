@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fastcifar.data import datasets
+from fastcifar.data import cifar, datasets
 from fastcifar.data.datasets import DATASETS, open_store
 from fastcifar.data.home import find_home
 from fastcifar.errors import ConfigError, DataError, OutputError
@@ -104,21 +104,21 @@ def test_a_converted_store_needs_its_archive_no_more(tmp_path: Path, monkeypatch
     tiny_cifar10(data)
     store = open_store("cifar10", data=data, allow_unverified=True)
     assert open_store(store.path).digest == store.digest
-    published = store.path.with_name(f"cifar10-{DATASETS['cifar10'].spec.sha256[:12]}")  # type: ignore[union-attr]
+    published = store.path.with_name(DATASETS["cifar10"].published)
     store.path.rename(published)
-    monkeypatch.setattr(datasets.archive, "find", None)  # may not even look
+    monkeypatch.setattr(cifar.archive, "find", None)  # may not even look
     assert open_store("cifar10").digest == store.digest
 
 
 def test_many_at_once_convert_once(monkeypatch: pytest.MonkeyPatch) -> None:
     conversions, digests = [], []
-    convert = datasets.write_store
+    convert = datasets.write_content
 
     def counting(*arguments: object, **options: object) -> None:
         conversions.append(1)
         convert(*arguments, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(datasets, "write_store", counting)
+    monkeypatch.setattr(datasets, "write_content", counting)
     threads = [threading.Thread(target=lambda: digests.append(open_store("digits").digest)) for _ in range(4)]
     for thread in threads:
         thread.start()

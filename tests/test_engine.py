@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from fastcifar import checkpoint, engine, job, runtime
 from fastcifar.config import TrainConfig
+from fastcifar.data.arrays import convert_arrays
 from fastcifar.data.store import ArrayStore
 from fastcifar.data.writer import SourceFile, write_store
 from fastcifar.engine import evaluate, evaluate_run, fit
@@ -416,3 +417,11 @@ def test_runs_without_a_name_get_one_each(data: str, monkeypatch: pytest.MonkeyP
 def test_the_engines_names_are_the_designs() -> None:
     assert {"fit", "train_epoch", "evaluate"} <= set(engine.__all__)
     assert engine.FitResult is job.FitResult
+
+
+def test_a_store_without_test_images_is_refused_before_training(tmp_path: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (40, 32, 32, 3), np.uint8)
+    convert_arrays(tmp_path / "store", images, np.arange(40) % 4)
+    for split in ("full", "holdout"):
+        with pytest.raises(ConfigError, match=f"has no test images in split '{split}'"):
+            fit(TrainConfig(arch="small", dataset=str(tmp_path / "store"), split=split, batch_size=4))

@@ -242,3 +242,43 @@ def test_what_is_no_store_is_said(tmp_path: Path, store: ArrayStore) -> None:
     (other / "manifest.json").write_text("[" * 100_000)
     with pytest.raises(DataError, match="is not JSON"):
         ArrayStore(other)
+
+
+def test_blocks_of_one_name_are_one_file(tmp_path: Path) -> None:
+    files = source_files()
+    whole = make(tmp_path / "whole", files)
+    blocks = [
+        SourceFile(file.name, file.images[start : start + 7], file.labels[start : start + 7])
+        for file in files
+        for start in range(0, len(file.images), 7)
+    ]
+    assert make(tmp_path / "blocks", blocks).digest == whole.digest
+    with pytest.raises(DataError, match="two files have the same name; all are a, b, a"):
+        make(tmp_path / "bad", [files[0], files[1], files[0]])
+
+
+def test_progress_is_told_by_blocks_and_to_the_end(tmp_path: Path) -> None:
+    seen: list[tuple[int, int | None]] = []
+    write_store(
+        tmp_path / "s",
+        source_files(),
+        name="s",
+        classes=None,
+        splits=SPLITS,
+        source={},
+        total=1550,
+        progress=lambda done, total: seen.append((done, total)),
+    )
+    assert seen == [(1024, 1550), (1500, 1550), (1530, 1550), (1550, 1550)]
+    assert ArrayStore(tmp_path / "s").classes == ("0", "1", "2", "3")
+
+
+def test_without_test_images_there_is_no_test_split(tmp_path: Path) -> None:
+    files = source_files()[:1]
+    write_store(tmp_path / "s", files, name="s", classes=None, splits={"full": {"train": ["a"]}}, source={})
+    store = ArrayStore(tmp_path / "s")
+    assert store.split_names() == ["train", "full/train", "holdout/train", "holdout/validation"]
+    for name in store.split_names():
+        assert len(store.split(name))
+    with pytest.raises(ConfigError, match="unknown split 'holdout/test'"):
+        store.split("holdout/test")

@@ -17,6 +17,7 @@ __all__ = ["COMMANDS", "main"]
 
 COMMANDS = {
     "train": "train a net on CIFAR-10, CIFAR-100, the bundled digits or your own store",
+    "convert": "make a store of your own images: class folders, arrays, or CIFAR in any form",
     "evaluate": "print a finished run's test table again, from its checkpoint",
 }
 
@@ -84,7 +85,8 @@ def _say(text: str) -> None:
 
 
 def _complain(text: str) -> None:
-    one_line = " ".join(text.split())
+    # file names are part of it, and may hold anything, such as a terminal's commands
+    one_line = "".join(letter if letter.isprintable() else "?" for letter in " ".join(text.split()))
     try:
         sys.stderr.write(f"fastcifar: {one_line}\n")
     except (OSError, ValueError, AttributeError):  # stderr is closed: the exit status has to do

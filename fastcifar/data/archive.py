@@ -12,7 +12,7 @@ this module decides what to use, and writes only to HOME/downloads.
 import hashlib
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -20,10 +20,10 @@ from typing import Literal
 import filelock
 
 from fastcifar.data.download import Progress, fetch, file_sha256
-from fastcifar.data.tarstream import MAX_MEMBER, read_members
+from fastcifar.data.tarstream import MAX_MEMBER, read_members, top_folder
 from fastcifar.errors import DataError, DownloadError, OutputError
 
-__all__ = ["CIFAR10", "CIFAR100", "ArchiveSpec", "Source", "find"]
+__all__ = ["CIFAR10", "CIFAR10_BINARY", "CIFAR100", "CIFAR100_BINARY", "ArchiveSpec", "Source", "find", "recognise"]
 
 _log = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ class ArchiveSpec:
         size: bytes, if known.
         folder: the folder in it that holds the files.
         members: names of those files.
-        member_md5: the MD5 of each.
+        member_md5: the MD5 of each; empty where none are published, so that an unpacked folder counts as unverified.
     """
 
     name: str
@@ -87,6 +87,26 @@ CIFAR100 = ArchiveSpec(
         "train": "16019d7e3df5f24257cddd939b257f8d",
         "test": "f0ef6b0ae62326f3e7ffdfab6717acfc",
     },
+)
+# The binary form is read where a user has it, never fetched. Its publisher gives MD5 sums of the archives, and none of
+# their members; the SHA-256 are those that MLDatasets.jl, GoMLX and Ruby's TorchVision check the same archives with.
+CIFAR10_BINARY = ArchiveSpec(
+    name="cifar-10-binary.tar.gz",
+    urls=(),
+    sha256="c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",  # MD5 c32a1d4ab5d03f1284b67883e8d87530
+    size=170_052_171,
+    folder="cifar-10-batches-bin",
+    members=("batches.meta.txt", *(f"data_batch_{k}.bin" for k in range(1, 6)), "test_batch.bin"),
+    member_md5={},
+)
+CIFAR100_BINARY = ArchiveSpec(
+    name="cifar-100-binary.tar.gz",
+    urls=(),
+    sha256="58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec",  # MD5 03b5dce01913d631647c71ecec9e9cb8
+    size=168_513_733,
+    folder="cifar-100-binary",
+    members=("fine_label_names.txt", "train.bin", "test.bin"),
+    member_md5={},
 )
 
 
@@ -159,6 +179,20 @@ def find(
             return _kept(spec, target, allow_unverified) or _fetched(spec, target, download, progress)
     except OSError as error:
         raise OutputError(f"{error.filename or target}: cannot be written: {error.strerror or error}") from None
+
+
+def recognise(data: Path, specs: Sequence[ArchiveSpec]) -> ArchiveSpec | None:
+    """Which of `specs` an archive or folder is a copy of, going by names inside; None if it is none of them."""
+    if data.is_dir():
+        return next((spec for spec in specs if _is_folder_of(spec, data)), None)
+    folder = top_folder(data) if data.is_file() else None
+    return next((spec for spec in specs if spec.folder == folder), None)
+
+
+def _is_folder_of(spec: ArchiveSpec, data: Path) -> bool:
+    # one file alone may have such a name by chance: CIFAR-100's are "meta", "train" and "test"
+    loose = sum((data / name).is_file() for name in spec.members)
+    return loose > 1 or (loose == 0 and _folder_in(spec, data) is not None)
 
 
 def _kept(spec: ArchiveSpec, target: Path, allow_unverified: bool) -> Source | None:
@@ -240,7 +274,12 @@ def _folder(spec: ArchiveSpec, path: Path, allow_unverified: bool) -> Source:
         raise DataError(f"{path}: lacks {', '.join(missing)}; expected {', '.join(spec.members)}")
     # MD5 is what is published for the files; a second file with a given MD5 is still out of reach
     sums = {name: hashlib.md5(_read_file(path / name), usedforsecurity=False).hexdigest() for name in spec.members}
-    wrong = [name for name in spec.members if sums[name] != spec.member_md5[name]]
+    wrong = [name for name in spec.members if sums[name] != spec.member_md5.get(name)]
+    if not spec.member_md5 and not allow_unverified:
+        raise DataError(
+            f"{path}: cannot be checked, since sums are published for the archive alone: give {spec.name}; "
+            "--allow-unverified uses the files all the same"
+        )
     if wrong and not allow_unverified:
         name = wrong[0]
         others = f" ({len(wrong) - 1} more differ)" if len(wrong) > 1 else ""

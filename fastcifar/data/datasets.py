@@ -1,140 +1,29 @@
 """The data sets known by name, and the one way to open any of them.
 
 A data set is fetched and converted once, to `HOME/stores/NAME-CHECKSUM`; after that, opening it reads a
-manifest and maps two files.
+manifest and maps two files. Data of your own are converted by `folders`, `arrays` and `items`.
 
     store = open_store("digits")
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import filelock
-import numpy as np
-from numpy.typing import NDArray
 
-from fastcifar.data import archive, pickles
+from fastcifar.data.cifar import CIFAR
+from fastcifar.data.content import Dataset, Found
+from fastcifar.data.digits import DigitsDataset
 from fastcifar.data.download import Progress
 from fastcifar.data.home import VARIABLE, find_home
 from fastcifar.data.store import ArrayStore
-from fastcifar.data.writer import SourceFile, write_store
+from fastcifar.data.writer import write_content
 from fastcifar.errors import ConfigError, OutputError
 from fastcifar.publish import remove_stale
 
-__all__ = ["DATASETS", "CifarDataset", "DigitsDataset", "open_store"]
+__all__ = ["DATASETS", "open_store"]
 
-Splits = Mapping[str, Mapping[str, Sequence[str]]]
-
-_SIDE = 32
-
-
-def _no_progress(done: int, total: int | None) -> None:
-    return None
-
-
-@dataclass(frozen=True, kw_only=True)
-class CifarDataset:
-    """A data set in the form of CIFAR's Python archives.
-
-    `parts` cuts a file into equal pieces with names of their own, which `splits` refers to.
-    """
-
-    spec: archive.ArchiveSpec
-    meta: str
-    names_key: str
-    label_key: str
-    classes: int
-    parts: Mapping[str, tuple[str, ...]]
-    splits: Splits
-
-    def read(self, source: archive.Source, progress: Progress) -> tuple[tuple[str, ...], Iterator[SourceFile]]:
-        """The class names, and each file's images as they are asked for."""
-        order = (self.meta, *(name for name in self.spec.members if name != self.meta))
-        members = _in_order(source.members(), order)
-        _, meta = next(members)
-        names = pickles.read_label_names(
-            meta, source=f"{source.path}: {self.meta}", key=self.names_key, classes=self.classes
-        )
-        return names, self._files(members, source.path, progress)
-
-    def _files(self, members: Iterator[tuple[str, bytes]], path: Path, progress: Progress) -> Iterator[SourceFile]:
-        done = 0
-        for name, blob in members:
-            batch = pickles.read_batch(blob, source=f"{path}: {name}", label_key=self.label_key, classes=self.classes)
-            # a row is three planes of 32x32: R, G, B
-            images = batch.data.reshape(-1, 3, _SIDE, _SIDE).transpose(0, 2, 3, 1)
-            pieces = self.parts.get(name, (name,))
-            bounds = [len(images) * k // len(pieces) for k in range(len(pieces) + 1)]
-            for piece, start, stop in zip(pieces, bounds, bounds[1:], strict=False):
-                yield SourceFile(piece, images[start:stop], batch.labels[start:stop])
-                done += stop - start
-                progress(done, None)
-
-
-def _in_order(members: Iterator[tuple[str, bytes]], names: Sequence[str]) -> Iterator[tuple[str, bytes]]:
-    """Members in the order of `names`, whatever their order in the archive: rows must not depend on it.
-
-    The published CIFAR-10 archive holds its batches as 4, test, 3, 2, 5, 1, so most wait in memory.
-    """
-    waiting: dict[str, bytes] = {}
-    for name in names:
-        while name not in waiting:
-            found, blob = next(members)
-            waiting[found] = blob
-            del blob
-        yield name, waiting.pop(name)
-    for _ in members:  # to its end: what follows is checked too
-        pass
-
-
-@dataclass(frozen=True, kw_only=True)
-class DigitsDataset:
-    """scikit-learn's bundled 1,797 handwritten digits, 8x8, enlarged to 32x32 RGB. Needs no download."""
-
-    splits: Splits
-
-    def files(self) -> Iterator[SourceFile]:
-        """Five files, by turns, so that each holds digits of all the writers."""
-        from sklearn.datasets import load_digits  # a second to import: only where it is needed
-
-        digits = load_digits()
-        small = np.rint(digits.images * (255 / 16)).astype(np.uint8)  # 0..16 -> 0..255
-        pixels = small.repeat(_SIDE // 8, axis=1).repeat(_SIDE // 8, axis=2)
-        images: NDArray[np.uint8] = np.repeat(pixels[..., None], 3, axis=3)
-        labels = digits.target.astype(np.int64)
-        for fold in range(5):
-            yield SourceFile(f"fold_{fold + 1}", images[fold::5], labels[fold::5])
-
-
-_BATCHES = tuple(f"data_batch_{k}" for k in range(1, 6))
-_PIECES = tuple(f"train_{k}" for k in range(1, 6))
-
-DATASETS: dict[str, CifarDataset | DigitsDataset] = {
-    "cifar10": CifarDataset(
-        spec=archive.CIFAR10,
-        meta="batches.meta",
-        names_key="label_names",
-        label_key="labels",
-        classes=10,
-        parts={},
-        splits={
-            "report": {"train": _BATCHES[:1], "validation": _BATCHES[1:2], "test": ("test_batch",)},
-            "full": {"train": _BATCHES, "test": ("test_batch",)},
-        },
-    ),
-    "cifar100": CifarDataset(
-        spec=archive.CIFAR100,
-        meta="meta",
-        names_key="fine_label_names",
-        label_key="fine_labels",
-        classes=100,
-        parts={"train": _PIECES},
-        splits={
-            "report": {"train": _PIECES[:1], "validation": _PIECES[1:2], "test": ("test",)},
-            "full": {"train": _PIECES, "test": ("test",)},
-        },
-    ),
+DATASETS: dict[str, Dataset] = {
+    **{dataset.name: dataset for dataset in CIFAR},
     "digits": DigitsDataset(
         splits={
             "report": {"train": ("fold_1", "fold_2"), "validation": ("fold_3", "fold_4"), "test": ("fold_5",)},
@@ -158,7 +47,7 @@ def open_store(
 
     Args:
         name: a registered name ("cifar10", "cifar100", "digits"), or the folder of a store.
-        data: the data set's archive or unpacked folder, instead of a download.
+        data: the data set's archive or unpacked folder, in either form, instead of a download.
         allow_unverified: accept an archive or folder whose checksum is not the published one; the
             store's `verified` is then False.
         home: folder for downloads and stores; by default that of `find_home`.
@@ -181,39 +70,18 @@ def open_store(
         )
     dataset = DATASETS[str(name)]
     home = home or find_home()
-    stores = home / "stores"
-    if isinstance(dataset, DigitsDataset):
-        if data is not None:
-            raise ConfigError(f"data {str(data)!r} cannot be given with digits, which are bundled with scikit-learn")
-
-        def convert_digits(path: Path) -> None:
-            write_store(
-                path,
-                dataset.files(),
-                name="digits",
-                classes=tuple("0123456789"),
-                splits=dataset.splits,
-                source={"origin": "scikit-learn's load_digits", "verified": True},
-            )
-
-        return _open_or_convert(stores / "digits", convert_digits, verify=verify)
-    published = stores / f"{name}-{dataset.spec.sha256[:12]}"
+    published = home / "stores" / dataset.published
     if data is None and published.is_dir():
         return ArrayStore(published, verify=verify)
-    source = archive.find(
-        dataset.spec,
+    found = dataset.find(
         data=Path(data) if data is not None else None,
         home=home,
         allow_unverified=allow_unverified,
         progress=fetch_progress,
     )
-
-    def convert(path: Path) -> None:
-        classes, files = dataset.read(source, convert_progress or _no_progress)
-        origin = {"origin": str(source.path), "sha256": source.sha256, "verified": source.verified}
-        write_store(path, files, name=str(name), classes=classes, splits=dataset.splits, source=origin)
-
-    return _open_or_convert(stores / f"{name}-{source.sha256[:12]}", convert, verify=verify)
+    path = home / "stores" / found.folder
+    _convert_once(path, found, convert_progress)
+    return ArrayStore(path, verify=verify)
 
 
 def _is_store(path: Path) -> bool:
@@ -223,16 +91,16 @@ def _is_store(path: Path) -> bool:
         return False
 
 
-def _open_or_convert(path: Path, convert: Callable[[Path], None], *, verify: bool) -> ArrayStore:
-    """Open the store at `path`, converting first where it is not there; one process converts, others wait."""
-    if not path.is_dir():
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with filelock.FileLock(path.parent / f".{path.name}.lock"):
-                if not path.is_dir():
-                    remove_stale(path.parent, path.name)  # of one who was killed while converting
-                    convert(path)
-        except OSError as error:
-            where = error.filename or path
-            raise OutputError(f"{where} cannot be written: {error.strerror or error}; see {VARIABLE}") from None
-    return ArrayStore(path, verify=verify)
+def _convert_once(path: Path, found: Found, progress: Progress | None) -> None:
+    """Make the store at `path` where it is not there; one process converts, others wait."""
+    if path.is_dir():
+        return
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with filelock.FileLock(path.parent / f".{path.name}.lock"):
+            if not path.is_dir():
+                remove_stale(path.parent, path.name)  # of one who was killed while converting
+                write_content(path, found.content(), progress)
+    except OSError as error:
+        where = error.filename or path
+        raise OutputError(f"{where} cannot be written: {error.strerror or error}; see {VARIABLE}") from None

@@ -17,7 +17,7 @@ from fastcifar.data.opcodes import Reader
 from fastcifar.data.symbols import Array, shown
 from fastcifar.errors import DataError
 
-__all__ = ["PickledBatch", "read_batch", "read_label_names"]
+__all__ = ["PickledBatch", "check_names", "read_batch", "read_label_names"]
 
 _ROW = 3072  # three planes of 32 x 32: red, green, blue
 
@@ -77,13 +77,27 @@ def read_label_names(
     """
     found = _list(_field(Reader(blob, source=source).read(), key, source), key, source)
     names = tuple(_text(name, key, source) for name in found)
+    return check_names(names, where=f"{source}: {key!r}", classes=classes)
+
+
+def check_names(names: tuple[str, ...], *, where: str, classes: int) -> tuple[str, ...]:
+    """The names of the classes, if that is what they are.
+
+    Args:
+        names: as they were read.
+        where: the file and field, for messages.
+        classes: how many there must be.
+
+    Raises:
+        DataError: one is empty or cannot be printed or comes twice, or there are too few or many.
+    """
     if len(names) != classes:
-        raise DataError(f"{source}: {key!r} holds {len(names)} names, expected {classes}")
+        raise DataError(f"{where} holds {len(names)} names, expected {classes}")
     for index, name in enumerate(names):
         if not name.isprintable() or not name.strip():
-            raise DataError(f"{source}: {key!r} entry {index} is not a name: {shown(name)}")
+            raise DataError(f"{where} entry {index} is not a name: {shown(name)}")
     if len(set(names)) != classes:
-        raise DataError(f"{source}: {key!r} holds a name twice")
+        raise DataError(f"{where} holds a name twice")
     return names
 
 

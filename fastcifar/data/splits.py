@@ -44,6 +44,12 @@ class Segment:
             "squares": list(self.squares),
         }
 
+    def followed_by(self, other: "Segment") -> "Segment":
+        """This one and the next as one, under this one's name."""
+        sums = tuple(a + b for a, b in zip(self.sums, other.sums, strict=True))
+        squares = tuple(a + b for a, b in zip(self.squares, other.squares, strict=True))
+        return Segment(self.name, self.start, other.stop, sums, squares)
+
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "Segment":
         """Read what `to_json` gave."""
@@ -95,7 +101,8 @@ def split_names(splits: Splits) -> list[str]:
     """All names that `take_split` accepts."""
     names = [f"{scheme}/{part}" for scheme, parts in splits.items() for part in parts]
     if _DEFAULT_SCHEME in splits:
-        names = [*splits[_DEFAULT_SCHEME], *names, "holdout/train", "holdout/validation", "holdout/test"]
+        derived = ["train", "validation", *(["test"] if "test" in splits[_DEFAULT_SCHEME] else [])]
+        names = [*splits[_DEFAULT_SCHEME], *names, *(f"holdout/{part}" for part in derived)]
     return names
 
 

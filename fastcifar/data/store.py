@@ -85,7 +85,7 @@ class ArrayStore:
 
     @property
     def verified(self) -> bool:
-        """Whether the source's checksum was the published one (True for bundled data)."""
+        """Whether the source's checksum was the published one (True for bundled data and your own)."""
         return bool(self.source.get("verified", False))
 
     def split_names(self) -> list[str]:

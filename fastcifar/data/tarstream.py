@@ -16,7 +16,7 @@ from pathlib import Path
 
 from fastcifar.errors import DataError
 
-__all__ = ["MAX_MEMBER", "read_members"]
+__all__ = ["MAX_MEMBER", "read_members", "top_folder"]
 
 MAX_MEMBER = 256 << 20  # bytes; CIFAR-100's largest has 155 MB
 _MAX_MEMBERS = 256
@@ -24,6 +24,7 @@ _MAX_TOTAL = 512 << 20
 _MAX_RATIO = 20  # CIFAR's archives have 1.1
 _FREE = 64 << 20  # bytes that an archive may hold whatever its ratio
 _MAX_EXTENDED = 16 << 10
+_FIRST = 4  # headers in which the first member's name must be
 _BLOCK = 512
 _PIECE = 1 << 20
 
@@ -117,6 +118,21 @@ def read_members(path: Path, folder: str, names: Collection[str]) -> Iterator[tu
     missing = [name for member, name in wanted.items() if member not in seen]
     if missing:
         raise DataError(f"{path}: lacks {', '.join(missing)} in a folder {folder}; expected {', '.join(names)}")
+
+
+def top_folder(path: Path) -> str | None:
+    """The folder at the top of a .tar.gz, by its first member; None if it is no such file, or a dangerous one."""
+    try:
+        with _opened(path) as file:
+            stream = _Stream(path, file, path.stat().st_size)
+            for _ in range(_FIRST):
+                member, kind, size = _parse(stream.read(_BLOCK), path)
+                if kind in b"05" and member:  # not "./", nor a header that precedes another
+                    return member.split("/")[0]
+                stream.skip(size + -size % _BLOCK)
+    except (DataError, OSError):
+        pass
+    return None
 
 
 def _opened(path: Path) -> gzip.GzipFile:

@@ -4,38 +4,70 @@ Example:
     write_store(path, [SourceFile("a", images, labels)], name="mine", classes=["x"], splits={}, source={})
 """
 
+import contextlib
 import json
+import os
+import shutil
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fastcifar.data.content import Content, SourceFile, rows_in_a_block
+from fastcifar.data.download import Progress
 from fastcifar.data.layout import CHUNK, FORMAT, HEADER, VERSION, checksums, content_digest, npy_header
 from fastcifar.data.splits import Segment
-from fastcifar.errors import DataError
+from fastcifar.data.store import ArrayStore
+from fastcifar.errors import ConfigError, DataError, OutputError
 from fastcifar.publish import publish_folder
 
-__all__ = ["SourceFile", "write_store"]
+__all__ = ["SourceFile", "make_store", "write_content", "write_store"]
 
-_ROWS = 1024  # images converted at a time, to bound memory
+_MOST_CLASSES = 1 << 16  # where classes are numbered by the labels: a wrong column must not make a billion names
 
 
-@dataclass(frozen=True)
-class SourceFile:
-    """One source file's images.
+def make_store(path: Path | str, content: Content, progress: Progress | None = None) -> ArrayStore:
+    """Make a store where nothing is yet.
 
     Args:
-        name: of the file; splits refer to it.
-        images: uint8[n, H, W, C], any strides.
-        labels: integers [n], each an index into the class names.
-    """
+        path: folder to make, and those above it.
+        content: what it is made of.
+        progress: called with images done and images in all (None where unknown).
 
-    name: str
-    images: NDArray[np.uint8]
-    labels: NDArray[np.int64]
+    Raises:
+        ConfigError: the class names are none.
+        DataError: the content is not fit for a store.
+        OutputError: there is something at `path`, or it cannot be written; nothing is left behind.
+    """
+    path, names = Path(path), content.classes
+    with contextlib.closing(content.files):
+        if names is not None and (isinstance(names, str) or not all(isinstance(one, str) and one for one in names)):
+            raise ConfigError(f"classes must be the classes' names, got {names!r}")
+        if names is not None and len(set(names)) < len(names):
+            raise ConfigError(f"classes: a name comes twice in {', '.join(names)}")
+        if os.path.lexists(path):
+            raise OutputError(f"{path} exists already: delete it first, or choose another place for the store")
+        try:
+            write_content(path, content, progress)
+        except OSError as error:
+            raise OutputError(f"{error.filename or path} cannot be written: {error.strerror or error}") from None
+    return ArrayStore(path)
+
+
+def write_content(path: Path, content: Content, progress: Progress | None = None) -> None:
+    """`write_store` for a `Content`."""
+    write_store(
+        path,
+        content.files,
+        name=content.name,
+        classes=content.classes,
+        splits=content.splits,
+        source=content.source,
+        total=content.total,
+        progress=progress,
+    )
 
 
 def _channel_sums(images: NDArray[np.uint8]) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
@@ -54,9 +86,11 @@ def write_store(
     files: Iterable[SourceFile],
     *,
     name: str,
-    classes: Sequence[str],
+    classes: Sequence[str] | None,
     splits: Mapping[str, Mapping[str, Sequence[str]]],
     source: Mapping[str, Any],
+    total: int | None = None,
+    progress: Progress | None = None,
 ) -> None:
     """Convert `files`, one at a time, into a store at `path`, published when it is complete.
 
@@ -64,42 +98,30 @@ def write_store(
         path: folder to make. If another process publishes it first, that one is kept.
         files: the images, in the order in which rows are numbered.
         name: of the data set.
-        classes: K names, in label order.
+        classes: K names, in label order; None for "0", "1", ... up to the largest label.
         splits: scheme -> part -> names of the files that make it up.
-        source: JSON values saying where the images came from, with `verified: bool`.
+        source: JSON values saying where the images came from, with `verified: bool`; read after the last file.
+        total: how many images there are at most, where that is known.
+        progress: called with images done and `total`.
 
     Raises:
         DataError: the files disagree in shape, are not uint8, hold labels out of range, or a split
             names a file that is not there.
+        OutputError: there is too little room for `total` images.
         OSError: the store cannot be written; nothing is left behind.
     """
     with publish_folder(path) as folder:
-        segments, labels = [], []
-        shape: tuple[int, ...] | None = None
-        start = 0
         with open(folder / "images.npy", "wb") as out:
             out.write(bytes(HEADER))  # the real one when the number of images is known
+            written = _Written(out, name, len(classes) if classes is not None else _MOST_CLASSES)
             for file in files:
-                shape = _check_file(file, shape, len(classes))
-                total, squares = np.zeros(shape[-1], np.uint64), np.zeros(shape[-1], np.uint64)
-                for row in range(0, len(file.images), _ROWS):
-                    block = np.ascontiguousarray(file.images[row : row + _ROWS])
-                    out.write(block.data)
-                    sums = _channel_sums(block)
-                    total += sums[0]
-                    squares += sums[1]
-                stop = start + len(file.images)
-                segments.append(Segment(file.name, start, stop, tuple(map(int, total)), tuple(map(int, squares))))
-                labels.append(np.asarray(file.labels, np.int64))
-                start = stop
-            if shape is None or start == 0:
-                raise DataError(f"{name}: there are no images to convert")
-            out.seek(0)
-            out.write(npy_header("|u1", (start, *shape)))
+                written.add(file, total, progress)
+            shape = written.finish()
+        labels = np.concatenate(written.labels)
         with open(folder / "labels.npy", "wb") as out:
-            out.write(npy_header("<i8", (start,)))
-            out.write(np.concatenate(labels).astype("<i8").data)
-        known = {segment.name for segment in segments}
+            out.write(npy_header("<i8", shape[:1]))
+            out.write(labels.astype("<i8").data)
+        known = {segment.name for segment in written.segments}
         for scheme, parts in splits.items():
             for part, names in parts.items():
                 if missing := [n for n in names if n not in known]:
@@ -112,10 +134,10 @@ def write_store(
             "format": FORMAT,
             "version": VERSION,
             "name": name,
-            "images": {"shape": [start, *shape], "dtype": "uint8"},
-            "labels": {"shape": [start], "dtype": "int64"},
-            "classes": list(classes),
-            "segments": [segment.to_json() for segment in segments],
+            "images": {"shape": list(shape), "dtype": "uint8"},
+            "labels": {"shape": [shape[0]], "dtype": "int64"},
+            "classes": list(classes) if classes is not None else [str(label) for label in range(labels.max() + 1)],
+            "segments": [segment.to_json() for segment in written.segments],
             "splits": {s: {p: list(names) for p, names in parts.items()} for s, parts in splits.items()},
             "chunk_bytes": CHUNK,
             "chunks": chunks,
@@ -125,10 +147,65 @@ def write_store(
         (folder / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
 
 
+class _Written:
+    """The images that were written so far, and what is remembered of them."""
+
+    def __init__(self, out: BinaryIO, name: str, classes: int) -> None:
+        self.segments: list[Segment] = []
+        self.labels: list[NDArray[np.int64]] = []
+        self._out, self._name, self._classes = out, name, classes
+        self._shape: tuple[int, ...] | None = None  # (H, W, C)
+        self._count = 0
+
+    def add(self, file: SourceFile, total: int | None, progress: Progress | None) -> None:
+        """Write the images of a file, or of its next block."""
+        shape = _check_file(file, self._shape, self._classes)
+        if self._shape is None and total is not None:
+            self._check_room(total * int(np.prod(shape)))
+        self._shape = shape
+        sums, squares = np.zeros(shape[-1], np.uint64), np.zeros(shape[-1], np.uint64)
+        rows = rows_in_a_block(shape)
+        for row in range(0, len(file.images), rows):
+            block = np.ascontiguousarray(file.images[row : row + rows])
+            self._out.write(block.data)
+            found = _channel_sums(block)
+            sums += found[0]
+            squares += found[1]
+            if progress is not None:
+                progress(self._count + row + len(block), total)
+        stop = self._count + len(file.images)
+        segment = Segment(file.name, self._count, stop, tuple(map(int, sums)), tuple(map(int, squares)))
+        self._count = stop
+        self.labels.append(np.asarray(file.labels, np.int64))
+        if self.segments and self.segments[-1].name == file.name:
+            segment = self.segments.pop().followed_by(segment)
+        self.segments.append(segment)
+
+    def finish(self) -> tuple[int, ...]:
+        """Write the header, now that the number of images is known; the shape [N, H, W, C]."""
+        if self._shape is None or self._count == 0:
+            raise DataError(f"{self._name}: there are no images to convert")
+        names = [segment.name for segment in self.segments]
+        if len(set(names)) < len(names):
+            raise DataError(f"{self._name}: two files have the same name; all are {', '.join(names)}")
+        shape = (self._count, *self._shape)
+        self._out.seek(0)
+        self._out.write(npy_header("|u1", shape))
+        return shape
+
+    def _check_room(self, needed: int) -> None:
+        folder = os.path.dirname(self._out.name)
+        free = shutil.disk_usage(folder).free
+        if free < needed:
+            raise OutputError(f"{os.path.dirname(folder)} has {free} bytes free, {self._name} needs {needed}")
+
+
 def _check_file(file: SourceFile, shape: tuple[int, ...] | None, classes: int) -> tuple[int, ...]:
     images, labels = file.images, file.labels
     if images.dtype != np.uint8 or images.ndim != 4:
         raise DataError(f"{file.name}: images must be uint8 [N, H, W, C], got {images.dtype} {list(images.shape)}")
+    if not all(images.shape[1:]):
+        raise DataError(f"{file.name}: images of {list(images.shape[1:])} have no pixels")
     if shape is not None and images.shape[1:] != shape:
         raise DataError(f"{file.name}: images are {list(images.shape[1:])}, those before are {list(shape)}")
     if labels.shape != (len(images),):
