@@ -5,14 +5,14 @@ BIN := $(VENV)/bin
 # `make train ARGS="--arch small --dataset cifar10"` passes options of your own
 ARGS ?= --arch big --dataset digits --epochs 8
 
-.PHONY: setup train test test-long bench lint format clean
+.PHONY: setup train test test-long bench bench-peers lint format clean
 .DEFAULT_GOAL := setup
 
 setup: $(VENV)/.ready
 
 $(VENV)/.ready: pyproject.toml tools/constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint tools/constraints.txt --editable ".[dev,bench]"
+	$(BIN)/python -m pip install --quiet --constraint tools/constraints.txt --editable ".[dali,dev,triton]"
 	touch $@
 
 train: setup
@@ -24,8 +24,17 @@ test: setup
 test-long: setup
 	FASTCIFAR_LONG_TESTS=1 $(BIN)/python -m pytest -n 2 -m "not cuda" --timeout 3600
 
-bench: setup
-	$(BIN)/python -m benchmarks.loader_speed
+bench: bench-peers
+	$(BIN)/python -m benchmarks.loader_race
+	$(BIN)/python -m benchmarks.ceiling
+	$(BIN)/python -m benchmarks.scaling
+	$(BIN)/python -m benchmarks.first_batch
+	$(BIN)/python -m benchmarks.memory
+	tools/bench_table
+
+# the environments of the loaders that ours races with: several GB in .bench, once
+bench-peers: setup
+	$(BIN)/python -m benchmarks.peers
 
 lint: setup
 	$(BIN)/ruff check .

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+
 from fastcifar import ArrayStore
 from fastcifar.data.writer import SourceFile, write_store
-from numpy.typing import NDArray
 
 __all__ = ["given_or_random", "noise", "random_store"]
 

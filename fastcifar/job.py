@@ -43,8 +43,6 @@ class Job:
     ) -> None:
         self.run, self.rt, self.store, self.reporter, self.saved = run, rt, store, reporter, saved
         config, recipe = run.config, run.recipe
-        if f"{recipe.split}/test" not in store.split_names():
-            raise ConfigError(f"{store.name} has no test images in split {recipe.split!r}: convert it with a test part")
         self.evaluated = "validation" if f"{recipe.split}/validation" in store.split_names() else "test"
         self.loader = Loader(
             store,
@@ -57,6 +55,8 @@ class Job:
             channels_last=config.channels_last,
             drop_last=recipe.drop_last,
         )
+        if f"{recipe.split}/test" not in store.split_names():
+            raise ConfigError(f"{store.name} has no test images in split {recipe.split!r}: convert it with a test part")
         images = len(self.loader.dataset)
         if len(self.loader) == 0:
             raise ConfigError(f"batch_size {recipe.batch_size} is more than the {images} training images")

@@ -5,6 +5,7 @@ Example:
 """
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -114,11 +115,128 @@ def loader_table(content: Mapping[str, Any]) -> list[str]:
         [name, f"{result['median']:,.0f} ± {result['interval95']:,.0f}", f"{result['median'] / base:,.1f}"]
         for name, result in results.items()
     ]
-    where = content["receipt"]
+    receipt = content["receipt"]
+    place = f"{receipt['cpu']}, {receipt['threads']} threads, PyTorch {receipt['torch']}"
+    return [*grid(head, rows), "", f"`make bench`: in turn in one process, {place}."]
+
+
+def measured(result: Mapping[str, Any], *, unit: float = 1, digits: int = 0) -> str:
+    """A median and its interval, in `unit`s; or why there is none."""
+    if "failed" in result:
+        return f"failed: {result['failed']}"
+    return f"{result['median'] / unit:,.{digits}f} ± {result['interval95'] / unit:,.{digits}f}"
+
+
+def where(content: Mapping[str, Any]) -> str:
+    """Hardware and version, for the line under a table."""
+    receipt = content["receipt"]
+    threads = f"{receipt['threads']} thread" + "s" * (receipt["threads"] != 1)
+    return f"{receipt['cpu']}, {threads}, PyTorch {receipt['torch']}"
+
+
+def race_table(content: Mapping[str, Any]) -> list[str]:
+    """The loaders that people use, making the same batches; what failed comes last, with the reason."""
+    results = content["results"]
+    ran = [(name, result) for name, result in results.items() if "failed" not in result]
+    base = results[content["base"]].get("median", math.nan)
+    head = ["loader", "what differs", "images/s (95 % interval)", "times slower", "first batch", "version"]
+    rows = [
+        [
+            name,
+            "; ".join([*result["differences"], *filter(None, [result["remark"]])]) or "nothing",
+            measured(result),
+            f"{base / result['median']:,.1f}",
+            f"{result['first_batch_seconds']:.2f} s",
+            result["version"],
+        ]
+        for name, result in sorted(ran, key=lambda item: -item[1]["median"])
+    ]
+    rows += [
+        [name, "; ".join(filter(None, [result["remark"]])), measured(result), "", "", ""]
+        for name, result in results.items()
+        if "failed" in result
+    ]
     note = (
-        f"`make bench`: in turn in one process, {where['cpu']}, {where['threads']} threads, PyTorch {where['torch']}."
+        f"`make bench`: {content['images']} images of 32x32; each loader in a process of its own, in the fastest of the "
+        f"settings that were tried, in turn, {content['repeats']} rounds of {content['seconds']:g} s or more, while all "
+        "others stand still. All shuffle, draw a crop (4 pixels, reflected) and a flip for each image, and standardise to "
+        "float32, in batches of 512, but for what differs. The first batch is timed from making the loader, its "
+        f"libraries imported and its data converted. {where(content)}."
     )
     return [*grid(head, rows), "", note]
+
+
+def ceiling_table(content: Mapping[str, Any]) -> list[str]:
+    """The loader beside the same reads and writes without arithmetic."""
+    results = content["results"]
+    own = results["fastcifar"]
+    what = {
+        "fastcifar": "fastcifar: crop, flip, standardise",
+        "gather and write": "the same gather and as many bytes written, no arithmetic",
+        "copy": "a copy of as many bytes (memcpy)",
+    }
+    rows = [
+        [title, measured(results[name]), f"{100 * own['median'] / results[name]['median']:.0f} %"]
+        for name, title in what.items()
+    ]
+    note = (
+        f"`make bench`: in turn in one process; {content['bytes_read']:,} bytes read and {content['bytes_written']:,} "
+        f"written for an image, batches of 512. {where(content)}."
+    )
+    return [*grid(["", "images/s (95 % interval)", "fastcifar's share of it"], rows), "", note]
+
+
+def scaling_table(content: Mapping[str, Any]) -> list[str]:
+    """Threads, batch sizes, numbers of samples, and what a batch costs at least."""
+    rows = []
+    for title, series in content["results"].items():
+        for name, result in series.items():
+            cost = "" if "failed" in result else f"{1e6 * size_of(title, name) / result['median']:,.0f} µs"
+            rows.append([title, name, measured(result), cost])
+    note = (
+        "`make bench`: crop, flip, float32; batches of 512, 32x32 pixels and all threads, but for what a row varies. "
+        "Numbers of samples at 16x16, since ten million images of 32x32 would need 31 GB; they are in memory. "
+        f"{where(content)}."
+    )
+    return [*grid(["what varies", "", "images/s (95 % interval)", "a batch"], rows), "", note]
+
+
+def size_of(title: str, name: str) -> int:
+    """Images in a batch of a row of the scaling table."""
+    return int(name) if title.startswith("batch") else 512
+
+
+def first_batch_table(content: Mapping[str, Any]) -> list[str]:
+    """Seconds from a new process to the first batch."""
+    rows = [[name, measured(result, digits=2)] for name, result in content["results"].items()]
+    note = (
+        "`make bench`: from a process that has imported torch and nothing else to the first batch of 512, "
+        f"from {content['images']:,} images that were converted before. {where(content)}."
+    )
+    return [*grid(["", "seconds (95 % interval)"], rows), "", note]
+
+
+def memory_table(content: Mapping[str, Any]) -> list[str]:
+    """Peak memory beyond torch's."""
+    rows = [[name, measured(result, unit=2**20)] for name, result in content["results"].items()]
+    note = (
+        "`make bench`: the most during an epoch beyond what importing torch takes, summed over processes (PSS); "
+        f"the {content['images']:,} images themselves are {content['image_bytes'] / 2**20:,.0f} MiB. {where(content)}."
+    )
+    return [*grid(["", "MiB (95 % interval)"], rows), "", note]
+
+
+TABLES: tuple[tuple[str, str, Callable[[Any], list[str]]], ...] = (
+    ("report", "runs", report_table),
+    ("fast", "runs", fast_table),
+    ("loader", "loader_speed", loader_table),
+    ("race", "race", race_table),
+    ("ceiling", "ceiling", ceiling_table),
+    ("scaling", "scaling", scaling_table),
+    ("first-batch", "first_batch", first_batch_table),
+    ("memory", "memory", memory_table),
+)
+"""Marker, file in `RESULTS`, and what makes the lines."""
 
 
 def replace_block(text: str, name: str, lines: list[str]) -> str:
@@ -127,20 +245,23 @@ def replace_block(text: str, name: str, lines: list[str]) -> str:
     Raises:
         ValueError: the markers are not there.
     """
-    begin, end = f"<!-- {name} table: generated -->", f"<!-- end of {name} table -->"
+    begin, end = markers(name)
     before, rest = text.split(begin)
     after = rest.split(end)[1]
     return "\n".join([before + begin, "", *lines, *([""] if lines else []), end + after])
 
 
+def markers(name: str) -> tuple[str, str]:
+    """What stands before and after table `name`."""
+    return f"<!-- {name} table: generated -->", f"<!-- end of {name} table -->"
+
+
 def with_tables(text: str) -> str:
-    """README.md's `text` with every table that there are results for."""
-    if (RESULTS / "runs.json").exists():
-        runs = json.loads((RESULTS / "runs.json").read_text())
-        text = replace_block(text, "report", report_table(runs))
-        text = replace_block(text, "fast", fast_table(runs))
-    if (RESULTS / "loader_speed.json").exists():
-        text = replace_block(text, "loader", loader_table(json.loads((RESULTS / "loader_speed.json").read_text())))
+    """README.md's `text` with every table that has markers there and results."""
+    for name, file, lines in TABLES:
+        path = RESULTS / f"{file}.json"
+        if markers(name)[0] in text and path.exists():
+            text = replace_block(text, name, lines(json.loads(path.read_text(encoding="utf-8"))))
     return text
 
 
