@@ -8,7 +8,6 @@ augments, scales and lays out each batch. There are no workers and no state but 
 """
 
 import dataclasses
-import importlib.util
 import logging
 from collections.abc import Callable, Iterator
 from numbers import Integral
@@ -25,7 +24,7 @@ from fastcifar.data.datasets import open_store
 from fastcifar.data.store import ArrayStore
 from fastcifar.errors import ConfigError
 from fastcifar.kernels.plan import DType, Order, Plan, check_plan, scale_and_shift
-from fastcifar.pipeline import Backend, Pipeline
+from fastcifar.pipeline import Backend, Pipeline, choose_backend
 from fastcifar.placement import Placement, choose_placement
 from fastcifar.runtime import find_device
 
@@ -128,6 +127,8 @@ class Loader:
             ("seed", seed, 0, 2**64 - 1),
             ("world_size", world_size, 1, 2**31 - 1),
             ("rank", rank, 0, world_size - 1),
+            ("block_size", block_size, 1, 2**31 - 1),
+            ("window", window, 1, 2**31 - 1),
         ):
             if not isinstance(number, Integral) or isinstance(number, bool) or not low <= number <= high:
                 raise ConfigError(f"{name} must be a whole number from {low} to {high}, got {number!r}")
@@ -139,7 +140,7 @@ class Loader:
         if transform is not None and not callable(transform):
             raise ConfigError(f"transform must be a module or a callable, got {transform!r}")
         self.device = find_device(device)
-        self.backend = _choose_backend(backend, self.device)
+        self.backend = choose_backend(backend, self.device)
         self.store = store if isinstance(store, ArrayStore) else open_store(store)
         self.dataset = self.store.split(split)  # what a DataLoader calls so
         self.batch_size = batch_size
@@ -337,16 +338,3 @@ class _Batches(IterableDataset[Batch]):
 
     def set_epoch(self, epoch: int) -> None:
         self.loader.set_epoch(epoch)
-
-
-def _choose_backend(asked: Backend, device: torch.device) -> Backend:
-    """Raises ConfigError where `asked` cannot be used on the device."""
-    if asked == "auto":
-        if device.type == "cpu":
-            return "cpu"
-        return "cuda" if device.type == "cuda" and importlib.util.find_spec("triton") is not None else "eager"
-    needs = {"cpu": ("cpu",), "reference": ("cpu",), "cuda": ("cuda",), "dali": ("cpu", "cuda")}
-    if device.type not in needs.get(asked, (device.type,)):
-        allowed = " or ".join(needs[asked])
-        raise ConfigError(f"backend {asked!r} needs device {allowed}, got {str(device)!r}: use backend 'auto'")
-    return asked

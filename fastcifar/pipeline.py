@@ -8,6 +8,7 @@ plain form); mixup and CutMix; the user's module.
 """
 
 import functools
+import importlib.util
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Literal, Protocol
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from fastcifar.config import Augment
 from fastcifar.data.store import ArrayStore
+from fastcifar.errors import ConfigError
 from fastcifar.kernels import reference
 from fastcifar.kernels.plan import Plan
 from fastcifar.kernels.rng import philox, split_seed
@@ -28,7 +30,7 @@ from fastcifar.runtime import local_seed
 from fastcifar.staging import Staged
 from fastcifar.streaming import Reader
 
-__all__ = ["Backend", "Pipeline", "Transform"]
+__all__ = ["Backend", "Pipeline", "Transform", "choose_backend"]
 
 Backend = Literal["auto", "cpu", "cuda", "eager", "dali", "reference"]
 Transform = Callable[[Tensor], Tensor]
@@ -36,6 +38,23 @@ Transform = Callable[[Tensor], Tensor]
 _HOST = torch.device("cpu")
 _TRANSFORM = 6
 """Purpose: the fourth word of the counter; see `kernels.rng`."""
+
+
+def choose_backend(asked: Backend, device: torch.device) -> Backend:
+    """The backend to use: `asked`, or for auto the fastest on the device.
+
+    Raises:
+        ConfigError: `asked` cannot be used on the device.
+    """
+    if asked == "auto":
+        if device.type == "cpu":
+            return "cpu"
+        return "cuda" if device.type == "cuda" and importlib.util.find_spec("triton") is not None else "eager"
+    needs = {"cpu": ("cpu",), "reference": ("cpu",), "cuda": ("cuda",), "dali": ("cpu", "cuda")}
+    if device.type not in needs.get(asked, (device.type,)):
+        allowed = " or ".join(needs[asked])
+        raise ConfigError(f"backend {asked!r} needs device {allowed}, got {str(device)!r}: use backend 'auto'")
+    return asked
 
 
 class _Source(Protocol):

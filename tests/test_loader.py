@@ -262,6 +262,8 @@ def test_a_damaged_store_is_found_when_it_is_placed(store: ArrayStore, tmp_path:
         ({"augment": Augment(crop=8)}, "crop must be from 0 to 7 for images of 8 x 8, got 8"),
         ({"augment": Augment(cutout=9)}, "cutout must be from 0 to 8 for images of 8 x 8, got 9"),
         ({"drop_last": True, "pad_last": True}, "cannot both be on"),
+        ({"block_size": 1.5}, "block_size must be a whole number from 1 to 2147483647, got 1.5"),
+        ({"window": 0}, "window must be a whole number from 1"),
         ({"transform": 3}, "transform must be a module or a callable, got 3"),
         ({"backend": "cuda"}, "backend 'cuda' needs device cuda, got 'cpu': use backend 'auto'"),
     ],

@@ -142,7 +142,7 @@ def race_table(content: Mapping[str, Any]) -> list[str]:
     head = ["loader", "what differs", "images/s (95 % interval)", "times slower", "first batch", "version"]
     rows = [
         [
-            name,
+            name + chosen(result["setting"]),
             "; ".join([*result["differences"], *filter(None, [result["remark"]])]) or "nothing",
             measured(result),
             f"{base / result['median']:,.1f}",
@@ -157,13 +157,18 @@ def race_table(content: Mapping[str, Any]) -> list[str]:
         if "failed" in result
     ]
     note = (
-        f"`make bench`: {content['images']} images of 32x32; each loader in a process of its own, in the fastest of the "
-        f"settings that were tried, in turn, {content['repeats']} rounds of {content['seconds']:g} s or more, while all "
-        "others stand still. All shuffle, draw a crop (4 pixels, reflected) and a flip for each image, and standardise to "
-        "float32, in batches of 512, but for what differs. The first batch is timed from making the loader, its "
-        f"libraries imported and its data converted. {where(content)}."
+        f"`make bench`: {content['images']} images of 32x32; each loader in a process of its own, in the fastest of "
+        f"the settings that were tried, in turn, {content['repeats']} rounds of {content['seconds']:g} s or more, while "
+        "all others stand still. All shuffle, draw a crop (4 pixels, reflected) and a flip for each image, and "
+        "standardise to float32, in batches of 512, but for what differs. The first batch is timed from making the "
+        f"loader, its libraries imported and its data converted. {where(content)}."
     )
     return [*grid(head, rows), "", note]
+
+
+def chosen(setting: Mapping[str, Any]) -> str:
+    """The setting that raced, behind a loader's name."""
+    return f" ({', '.join(f'{key} {value}' for key, value in setting.items())})" if setting else ""
 
 
 def ceiling_table(content: Mapping[str, Any]) -> list[str]:
