@@ -11,7 +11,7 @@ import functools
 import importlib.util
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -27,8 +27,9 @@ from fastcifar.kernels.rng import philox, split_seed
 from fastcifar.mixing import Mixer
 from fastcifar.placement import place
 from fastcifar.runtime import local_seed
-from fastcifar.staging import Staged
-from fastcifar.streaming import Reader
+
+if TYPE_CHECKING:  # llvmlite takes a moment to import
+    from fastcifar.streaming import Reader
 
 __all__ = ["Backend", "Pipeline", "Transform", "choose_backend"]
 
@@ -110,7 +111,7 @@ class Pipeline:
                 seed=plan.seed,
                 device=device,
             )
-        self._reader = Reader(store, kernel_plan) if placement == "stream" else None
+        self._reader = _reader(store, kernel_plan) if placement == "stream" else None
         # held here, so that other loaders of the same store share them
         self.images = None if placement == "stream" else place(store, device if placement == "device" else _HOST)
         self._source = _source(store, kernel_plan, self.images, backend, device)
@@ -165,14 +166,14 @@ class Pipeline:
 
     def prepare(self, *, epoch: int, start: int, size: int) -> None:
         """Begin with what takes time for a batch that is wanted soon."""
-        if isinstance(self._source, Staged) and self._mixer is None:
+        if self._mixer is None and hasattr(self._source, "prepare"):
             self._source.prepare(epoch=epoch, start=start, size=size)
 
     def close(self) -> None:
         """End threads and forget what was begun; the next call starts anew."""
         if self._reader is not None:
             self._reader.close()
-        if isinstance(self._source, Staged):
+        if hasattr(self._source, "forget"):
             self._source.forget()
 
     def _unmixed(self, epoch: int, start: int, size: int, capacity: int | None) -> tuple[Tensor, Tensor]:
@@ -200,6 +201,12 @@ class Pipeline:
         if self._device.type == "cuda":  # a copy from pinned memory waits for nothing
             rows = rows.pin_memory()
         return rows.to(self._device, non_blocking=True)
+
+
+def _reader(store: ArrayStore, plan: Plan) -> "Reader":
+    from fastcifar.streaming import Reader
+
+    return Reader(store, plan)
 
 
 def _source(store: ArrayStore, plan: Plan, images: Tensor | None, backend: str, device: torch.device) -> _Source:
@@ -233,6 +240,8 @@ def _source(store: ArrayStore, plan: Plan, images: Tensor | None, backend: str, 
         from fastcifar.kernels.eager import EagerAugment
 
         augment = EagerAugment(store.image_shape, plan, device)
+    from fastcifar.staging import Staged
+
     return Staged(host, store.labels, plan, augment, device)
 
 

@@ -32,7 +32,7 @@ def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     machine.load()
     (source,) = [folder / NAME for folder in machine._folders() if (folder / NAME).exists()][:1]
     monkeypatch.setattr(machine, "_folders", lambda: [tmp_path])
-    monkeypatch.setattr(machine, "load", machine.load.__wrapped__)
+    monkeypatch.setattr(machine, "_load", machine._load.__wrapped__)
     return Path(shutil.copy(source, tmp_path / NAME))
 
 

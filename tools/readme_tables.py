@@ -158,8 +158,8 @@ def race_table(content: Mapping[str, Any]) -> list[str]:
     ]
     note = (
         f"`make bench`: {content['images']} images of 32x32; each loader in a process of its own, in the fastest of "
-        f"the settings that were tried, in turn, {content['repeats']} rounds of {content['seconds']:g} s or more, while "
-        "all others stand still. All shuffle, draw a crop (4 pixels, reflected) and a flip for each image, and "
+        f"the settings that were tried, in turn, {content['repeats']} rounds of {content['seconds']:g} s or more, "
+        "while all others stand still. All shuffle, draw a crop (4 pixels, reflected) and a flip for each image, and "
         "standardise to float32, in batches of 512, but for what differs. The first batch is timed from making the "
         f"loader, its libraries imported and its data converted. {where(content)}."
     )

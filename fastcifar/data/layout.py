@@ -32,18 +32,9 @@ def npy_header(dtype: str, shape: tuple[int, ...]) -> bytes:
     return buffer.getvalue()
 
 
-def checksums(handle: BinaryIO, into: memoryview | None = None) -> list[str]:
-    """XXH3 of each 4 MiB of a file, filling `into` with its bytes on the way where that is given."""
-    buffer = into if into is not None else memoryview(bytearray(CHUNK))
-    sums: list[str] = []
-    position = 0
-    while True:
-        chunk = buffer[position : position + CHUNK] if into is not None else buffer
-        count = handle.readinto(chunk) if len(chunk) else 0  # type: ignore[attr-defined]
-        if not count:
-            return sums
-        sums.append(xxhash.xxh3_64_hexdigest(chunk[:count]))
-        position += count
+def checksums(handle: BinaryIO) -> list[str]:
+    """XXH3 of each 4 MiB of a file."""
+    return [xxhash.xxh3_64_hexdigest(chunk) for chunk in iter(lambda: handle.read(CHUNK), b"")]
 
 
 def content_digest(manifest: Mapping[str, Any]) -> str:

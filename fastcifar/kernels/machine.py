@@ -18,6 +18,7 @@ import importlib.metadata
 import logging
 import os
 import stat
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -34,12 +35,18 @@ Functions = Mapping[str, Callable[..., int]]
 
 _SOURCES = ("cpu_fields.py", "cpu_loops.py", "cpu_words.py", "machine.py", "rng.py")
 _PREFIX = "fastcifar_"
+_lock = threading.Lock()
 _log = logging.getLogger(__name__)
 
 
-@functools.cache
 def load() -> Functions:
-    """The functions of `cpu_loops`, by name."""
+    """The functions of `cpu_loops`, by name; the first call loads or compiles them, others wait for it."""
+    with _lock:
+        return _load()
+
+
+@functools.cache
+def _load() -> Functions:
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
     name = f"fastcifar-kernel-{_key()}.bin"
