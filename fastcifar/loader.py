@@ -20,7 +20,6 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from fastcifar.batch_op import batch_op, register
 from fastcifar.config import Augment, Scaling
-from fastcifar.data.datasets import open_store
 from fastcifar.data.store import ArrayStore
 from fastcifar.errors import ConfigError
 from fastcifar.kernels.plan import DType, Order, Plan, check_plan, scale_and_shift
@@ -141,7 +140,7 @@ class Loader:
             raise ConfigError(f"transform must be a module or a callable, got {transform!r}")
         self.device = find_device(device)
         self.backend = choose_backend(backend, self.device)
-        self.store = store if isinstance(store, ArrayStore) else open_store(store)
+        self.store = store if isinstance(store, ArrayStore) else _open(store)
         self.dataset = self.store.split(split)  # what a DataLoader calls so
         self.batch_size = batch_size
         self.drop_last = drop_last
@@ -322,6 +321,12 @@ class Loader:
         and refuses them.
         """
         return _Batches(self)
+
+
+def _open(name: str | Path) -> ArrayStore:
+    from fastcifar.data.datasets import open_store  # 0.03 s to import: what fetches and converts comes with it
+
+    return open_store(name)
 
 
 class _Batches(IterableDataset[Batch]):
