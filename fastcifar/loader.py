@@ -269,12 +269,12 @@ class Loader:
     def __iter__(self) -> Iterator[Batch]:
         if self._broken_off:
             self.set_epoch(self._epoch + 1)
-        epoch = self._epoch
+        epoch, prepares = self._epoch, self._pipeline.prepares
         try:
             for step in range(self._step, len(self)):
                 batch = self.batch(epoch, step)
                 self._step, self._broken_off = step + 1, True
-                if step + 1 < len(self):
+                if prepares and step + 1 < len(self):
                     first, _, low, high = self._span(step + 1)
                     self._pipeline.prepare(epoch=epoch, start=first + low, size=high - low)
                 yield batch

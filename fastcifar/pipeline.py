@@ -115,6 +115,9 @@ class Pipeline:
         # held here, so that other loaders of the same store share them
         self.images = None if placement == "stream" else place(store, device if placement == "device" else _HOST)
         self._source = _source(store, kernel_plan, self.images, backend, device)
+        extra = self._policy is not None or self._mixer is not None or transform is not None
+        self._plain = self._reader is None and not extra
+        self.prepares = self._mixer is None and hasattr(self._source, "prepare")
         if self._policy is not None or self._mixer is not None:
             from fastcifar.kernels.cpu import HostOrder
 
@@ -137,6 +140,8 @@ class Pipeline:
             floating [B, C, H, W] and int64[B], or with mixup or CutMix float32[B, K]. Rows from high - low on
             are zeros, with label IGNORE, or with zeros for all classes.
         """
+        if self._plain:  # the usual case, in as little Python as can be
+            return self._source(epoch=epoch, start=first + low, size=high - low, capacity=capacity)
         if self._mixer is None:
             images, labels = self._unmixed(epoch, first + low, high - low, capacity)
         else:
@@ -166,8 +171,8 @@ class Pipeline:
 
     def prepare(self, *, epoch: int, start: int, size: int) -> None:
         """Begin with what takes time for a batch that is wanted soon."""
-        if self._mixer is None and hasattr(self._source, "prepare"):
-            self._source.prepare(epoch=epoch, start=start, size=size)
+        if self.prepares:
+            self._source.prepare(epoch=epoch, start=start, size=size)  # type: ignore[attr-defined]
 
     def close(self) -> None:
         """End threads and forget what was begun; the next call starts anew."""

@@ -106,20 +106,6 @@ def fast_table(runs: list[dict[str, Any]]) -> list[str]:
     return [*grid(head, rows), "", f"One run each, {conditions(others)}."]
 
 
-def loader_table(content: Mapping[str, Any]) -> list[str]:
-    """The loader's speed, beside the report's pipeline in the same process."""
-    results = content["results"]
-    base = next(result["median"] for name, result in results.items() if name.startswith("the report's"))
-    head = ["loader", "images/s (95 % interval)", "times the last row"]
-    rows = [
-        [name, f"{result['median']:,.0f} ± {result['interval95']:,.0f}", f"{result['median'] / base:,.1f}"]
-        for name, result in results.items()
-    ]
-    receipt = content["receipt"]
-    place = f"{receipt['cpu']}, {receipt['threads']} threads, PyTorch {receipt['torch']}"
-    return [*grid(head, rows), "", f"`make bench`: in turn in one process, {place}."]
-
-
 def measured(result: Mapping[str, Any], *, unit: float = 1, digits: int = 0) -> str:
     """A median and its interval, in `unit`s; or why there is none."""
     if "failed" in result:
@@ -231,15 +217,33 @@ def memory_table(content: Mapping[str, Any]) -> list[str]:
     return [*grid(["", "MiB (95 % interval)"], rows), "", note]
 
 
+def streaming_table(content: Mapping[str, Any]) -> list[str]:
+    """A store larger than memory, beside the same one in memory."""
+    rows = []
+    for name, result in content["results"].items():
+        failed = "failed" in result
+        first = "" if failed else f"{result['first_epoch']:,.0f}"
+        resident = "" if failed else f"{result['resident_mib']:,.0f} MiB"
+        rows.append([name, measured(result), first, resident])
+    note = (
+        f"`python -m benchmarks.streaming`: {content['images']:,} images of 32x32, {content['store_mib']:,.0f} MiB; "
+        "where limited, a cgroup allows the process and the files' pages it reads "
+        f"{content['limit_mib']:,.0f} MiB. In the first epoch the bytes are checked. Each run is a new process and "
+        f"begins with nothing cached. {where(content)}."
+    )
+    head = ["placement", "images/s (95 % interval)", "in the first epoch", "most that was resident"]
+    return [*grid(head, rows), "", note]
+
+
 TABLES: tuple[tuple[str, str, Callable[[Any], list[str]]], ...] = (
     ("report", "runs", report_table),
     ("fast", "runs", fast_table),
-    ("loader", "loader_speed", loader_table),
     ("race", "race", race_table),
     ("ceiling", "ceiling", ceiling_table),
     ("scaling", "scaling", scaling_table),
     ("first-batch", "first_batch", first_batch_table),
     ("memory", "memory", memory_table),
+    ("streaming", "streaming", streaming_table),
 )
 """Marker, file in `RESULTS`, and what makes the lines."""
 

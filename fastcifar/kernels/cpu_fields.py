@@ -12,7 +12,7 @@ _DRAWN = ("crop", "zero", "flip", "cutout")
 FIELDS: Final = (*_STORE, *_ORDERED, *_DRAWN, "dtype", "planar", "period", "a", "b")
 """What the parameters hold, int64 each; `images`, `labels`, `rows` (0: a range), `a` and `b` are addresses."""
 
-FUNCTIONS: Final = {"work": 10, "watch": 3, "order_rows": 5, "touch": 4}
+FUNCTIONS: Final = {"work": 11, "watch": 3, "order_rows": 5, "touch": 4}
 """The functions of `cpu_loops` and how many int64 each takes; each gives one back."""
 
 CHUNK: Final = 8

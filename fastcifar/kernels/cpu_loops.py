@@ -5,7 +5,7 @@ it until none is left. No function here holds a Python lock, allocates or can fa
 writes only the addresses it is given.
 
     state = np.zeros(3, dtype=np.int64)               # next image, images made, scratch taken
-    work(parameters, state, scratch, slots, epoch, start, size, images, targets, 0)      # int64 all
+    work(parameters, state, scratch, slots, epoch, start, size, images, targets, SPINS, 0)      # int64 all
 
 Addresses rather than arrays: one version serves read-only maps, float32 and 16-bit outputs, is called
 in 1 us, and needs nothing of numba's when it is loaded. Each image is staged once (flipped, padded and
@@ -169,7 +169,7 @@ def _row(p, position, day, keys):
     return position + offset
 
 
-def work(parameters, state, scratch, slots, epoch, start, size, out, targets, signal):
+def work(parameters, state, scratch, slots, epoch, start, size, out, targets, spins, signal):
     """Make a batch, together with the other threads that were given the same `state`.
 
     Args:
@@ -183,6 +183,7 @@ def work(parameters, state, scratch, slots, epoch, start, size, out, targets, si
         size: images to make.
         out: address of the images.
         targets: address of the labels, int64.
+        spins: how often to look for the end of the other threads' last chunks; 0: don't wait.
         signal: address of an int64 to add 1 to at once: what awake helpers `watch`; 0: none.
 
     Returns:
@@ -251,6 +252,9 @@ def work(parameters, state, scratch, slots, epoch, start, size, out, targets, si
                 x0 = np.int64(((w3 & _HALF) * np.uint64(width - cutout + 1)) >> _16)
                 _cut(place, height, width, channels, y0, x0, cutout, planar, item)
         fetch_add(made_at, count)
+    for _ in range(spins):
+        if fetch_add(made_at, 0) >= size:
+            break
     return fetch_add(made_at, 0)
 
 
