@@ -175,7 +175,10 @@ def test_a_frozen_worker_uses_no_time_and_goes_on_when_asked(task: Task) -> None
         assert remote.freeze()
         leader = remote._process.pid
         assert processes.session(leader) == [leader]
-        assert Path(f"/proc/{leader}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+        deadline = time.monotonic() + 10
+        while Path(f"/proc/{leader}/stat").read_text().rpartition(")")[2].split()[0] != "T":
+            assert time.monotonic() < deadline, "it was not stopped"
+            time.sleep(0.01)
         before = processes.ticks(leader)
         time.sleep(0.1)
         assert processes.ticks(leader) == before
@@ -282,7 +285,14 @@ def result(median: float, **more: Any) -> dict[str, Any]:
 
 
 def entry(median: float, **more: Any) -> dict[str, Any]:
-    said = {"differences": [], "remark": "", "setting": {}, "first_batch_seconds": 0.25, "version": "x 1"}
+    said = {
+        "differences": [],
+        "remark": "",
+        "setting": {},
+        "tried": [{}],
+        "first_batch_seconds": 0.25,
+        "version": "x 1",
+    }
     return result(median, **said) | more
 
 

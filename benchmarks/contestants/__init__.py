@@ -99,7 +99,7 @@ CONTESTANTS: tuple[Contestant, ...] = (
             {"unit": "step", "threads": 1},
             {"unit": "step", "threads": 2},
         ),
-        remark=_FILL_IN,
+        remark=f"{_FILL_IN}; with unit step, so is the order",
     ),
     Contestant(
         name="SPDL",
