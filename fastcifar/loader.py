@@ -22,7 +22,7 @@ from fastcifar.batch_op import batch_op, register
 from fastcifar.config import Augment, Scaling
 from fastcifar.data.store import ArrayStore
 from fastcifar.errors import ConfigError
-from fastcifar.kernels.plan import DType, Order, Plan, check_plan, scale_and_shift
+from fastcifar.kernels.plan import DType, Order, Plan, check_plan, rank_part, scale_and_shift
 from fastcifar.pipeline import Backend, Pipeline, choose_backend
 from fastcifar.placement import Placement, choose_placement
 from fastcifar.runtime import find_device
@@ -264,7 +264,7 @@ class Loader:
         """Of a global batch its first position and its size, and this rank's first and last + 1 place in it."""
         first = step * self.batch_size
         count = min(self.batch_size, len(self.dataset) - first)
-        return first, count, count * self.rank // self.world_size, count * (self.rank + 1) // self.world_size
+        return first, count, *rank_part(count, self.rank, self.world_size)
 
     def __iter__(self) -> Iterator[Batch]:
         if self._broken_off:

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastcifar.kernels.rng import split_seed
-from fastcifar.kernels.words import philox
+from fastcifar.kernels.words import row_words
 
 __all__ = ["MIX", "Mixer"]
 
@@ -30,7 +30,6 @@ MIX: Final = 4
 """Purpose: the fourth word of the counter; see `kernels.rng`."""
 
 _QUANTILES = 4096
-_LOW = 0xFFFFFFFF
 
 
 class Mixer:
@@ -71,7 +70,7 @@ class Mixer:
         count, height, width = len(rows), images.shape[2], images.shape[3]
         index = torch.arange(count, device=rows.device)
         partner = (index ^ 1).clamp(max=count - 1)
-        w0, w1, w2, w3 = philox((rows & _LOW, rows >> 32, epoch, MIX), self._key)
+        w0, w1, w2, w3 = row_words(rows, epoch, MIX, self._key)
         quantile = w0 >> 20
         other = images[partner]
         mixup, cutmix = self._kinds

@@ -170,9 +170,8 @@ class Pipeline:
         return getattr(self._source, "at", None) if alone else None
 
     def prepare(self, *, epoch: int, start: int, size: int) -> None:
-        """Begin with what takes time for a batch that is wanted soon."""
-        if self.prepares:
-            self._source.prepare(epoch=epoch, start=start, size=size)  # type: ignore[attr-defined]
+        """Begin with what takes time for a batch that is wanted soon, where the pipeline `prepares`."""
+        self._source.prepare(epoch=epoch, start=start, size=size)  # type: ignore[attr-defined]
 
     def close(self) -> None:
         """End threads and forget what was begun; the next call starts anew."""

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from fastcifar.data.store import ArrayStore
-from fastcifar.runtime import free_memory
+from fastcifar.memory import free_memory
 
 __all__ = ["Placement", "choose_placement", "place"]
 
@@ -46,21 +46,16 @@ def choose_placement(asked: Placement, store: ArrayStore, device: torch.device) 
         return asked, f"{asked}: as asked"
     size = store.images.nbytes
     shortages: list[str] = []
-    for placement, place_ in {"device": device, "host": host}.items():
+    places: tuple[tuple[Placement, torch.device], ...] = (("device", device), ("host", host))
+    for placement, place_ in places if device != host else places[:1]:
         if (store.digest, place_) in _placed:
-            return _named(placement, device), f"{placement}: it is in the memory of {place_} already"
+            return placement, f"{placement}: it is in the memory of {place_} already"
         free = free_memory(place_)
         if free is None or size <= _SHARE * free:
             room = "of unknown free memory" if free is None else f"of {_mb(free)} of free memory"
-            return _named(placement, device), f"{placement}: {_mb(size)} {room} on {place_}{''.join(shortages)}"
+            return placement, f"{placement}: {_mb(size)} {room} on {place_}{''.join(shortages)}"
         shortages.append(f"; {_mb(size)} are more than {_SHARE:.0%} of the {_mb(free)} that are free on {place_}")
-        if device == host:
-            break
     return "stream", f"stream{''.join(shortages)}"
-
-
-def _named(placement: str, device: torch.device) -> Placement:
-    return "host" if placement == "host" and device.type != "cpu" else "device"
 
 
 def _mb(count: int) -> str:

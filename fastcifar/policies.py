@@ -45,7 +45,7 @@ from torch import Tensor
 
 from fastcifar.errors import ConfigError
 from fastcifar.kernels.rng import split_seed
-from fastcifar.kernels.words import philox
+from fastcifar.kernels.words import row_words
 from fastcifar.policy_stages import BINS, LEVELS, OPERATIONS, spread, stages
 
 __all__ = ["BINS", "OPERATIONS", "POLICY", "Policy", "PolicyAugment", "apply_policy"]
@@ -53,7 +53,6 @@ __all__ = ["BINS", "OPERATIONS", "POLICY", "Policy", "PolicyAugment", "apply_pol
 POLICY: Final = 5
 """Purpose: the fourth word of the counter; see `kernels.rng`."""
 
-_LOW = 0xFFFFFFFF
 _MAX_SIDES = 16384  # of H + W: keeps coordinates of 16.16 bits within int32 for every matrix
 
 Kind = Literal["trivial", "rand"]
@@ -131,7 +130,7 @@ class PolicyAugment:
         Returns:
             int64[B], places in OPERATIONS, and int64[B], levels: 2 * bin, plus 1 for a negative sign.
         """
-        w0, w1, w2, _ = philox((rows & _LOW, rows >> 32, epoch, POLICY + (k << 8)), self._key)
+        w0, w1, w2, _ = row_words(rows, epoch, POLICY + (k << 8), self._key)
         if self._policy.kind == "trivial":
             level = ((w1 * BINS) >> 32) * 2
         else:

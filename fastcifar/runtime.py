@@ -12,14 +12,12 @@ import dataclasses
 import importlib.util
 import os
 import platform
-import re
 import signal
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -37,7 +35,6 @@ __all__ = [
     "choose",
     "environment",
     "find_device",
-    "free_memory",
     "is_compile_error",
     "local_seed",
     "raise_on_sigterm",
@@ -117,50 +114,6 @@ def find_device(name: torch.device | str) -> torch.device:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         raise ConfigError(f"device {str(name)!r} cannot be used here ({reason}): try 'cpu'") from None
     return probe.device
-
-
-def free_memory(device: torch.device) -> int | None:
-    """Bytes that can be had on a device: on the CPU what the system or the process's cgroup still allows.
-
-    Returns:
-        None where that cannot be told.
-    """
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    if device.type != "cpu":
-        return None
-    found = [_number_in(Path("/proc/meminfo"), r"MemAvailable:\s+(\d+) kB", 1024), *_cgroup_memory()]
-    return min((value for value in found if value is not None), default=None)
-
-
-def _cgroup_memory() -> list[int | None]:
-    """What the memory limits of the process's cgroup and of those above it leave, in bytes; version 2 or 1."""
-    found: list[int | None] = []
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines():
-            _, controllers, path = line.split(":", 2)
-            if controllers not in ("", "memory"):
-                continue
-            root = Path("/sys/fs/cgroup") / controllers
-            names = ("memory.max", "memory.current") if not controllers else _CGROUP1
-            for folder in (root / path.strip("/"), *(root / path.strip("/")).parents):
-                limit, used = (_number_in(folder / name, r"(\d+)", 1) for name in names)
-                if limit is not None and used is not None:
-                    cache = _number_in(folder / "memory.stat", r"(?m)^(?:total_)?inactive_file (\d+)", 1)
-                    found.append(max(limit - used + (cache or 0), 0))
-                if folder == root:
-                    break
-    return found
-
-
-_CGROUP1 = ("memory.limit_in_bytes", "memory.usage_in_bytes")
-
-
-def _number_in(path: Path, pattern: str, unit: int) -> int | None:
-    with contextlib.suppress(OSError):
-        match = re.search(pattern, path.read_text(encoding="utf-8"))
-        return int(match.group(1)) * unit if match else None
-    return None
 
 
 def _device_name(device: torch.device) -> str:

@@ -8,8 +8,8 @@ Each 4 MiB chunk is checked against its checksum before the first of its images 
     reader.close()
 
 How much is resident: two spans (of 64 MiB, or a window of the order `block`), and what the system maps around what
-is read. The order `random` reads a page
-or two for each image, so it is for stores on fast disks; `block` reads neighbours together.
+is read. The order `random` reads a page or two for each image, so it is for stores on fast disks; `block` reads
+neighbours together.
 """
 
 import mmap

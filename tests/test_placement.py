@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from fastcifar import ArrayStore, Augment, Loader, placement, runtime
+from fastcifar import ArrayStore, Augment, Loader, memory, placement
 from fastcifar.data.writer import SourceFile, write_store
 from fastcifar.errors import ConfigError, DataError
 from fastcifar.kernels.eager import EagerAugment
@@ -246,7 +246,7 @@ def test_a_loader_says_which_placement_and_why(store: ArrayStore, caplog: pytest
 
 
 def test_free_memory_of_this_machine() -> None:
-    free = runtime.free_memory(CPU)
+    free = memory.free_memory(CPU)
     assert free is None or 0 <= free < 2**60
     if sys.platform == "linux":
         assert free
@@ -265,15 +265,15 @@ def test_free_memory_within_a_cgroup(tmp_path: Path, monkeypatch: pytest.MonkeyP
     for name, content in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(content)
-    monkeypatch.setattr(runtime, "Path", lambda name: tmp_path / name.lstrip("/"))
-    assert runtime.free_memory(CPU) == 1_500_000
+    monkeypatch.setattr(memory, "Path", lambda name: tmp_path / name.lstrip("/"))
+    assert memory.free_memory(CPU) == 1_500_000
     (tmp_path / "sys/fs/cgroup/a/memory.max").write_text("max\n")
-    assert runtime.free_memory(CPU) == 4096 * 1024
+    assert memory.free_memory(CPU) == 4096 * 1024
     (tmp_path / "proc/self/cgroup").write_text("4:cpu:/x\n7:memory:/c\n")
     (tmp_path / "sys/fs/cgroup/memory/c").mkdir(parents=True)
     (tmp_path / "sys/fs/cgroup/memory/c/memory.limit_in_bytes").write_text("900000\n")
     (tmp_path / "sys/fs/cgroup/memory/c/memory.usage_in_bytes").write_text("1000000\n")
-    assert runtime.free_memory(CPU) == 0
+    assert memory.free_memory(CPU) == 0
 
 
 @pytest.mark.parametrize("option", [{"block_size": 0}, {"window": 2**31}])

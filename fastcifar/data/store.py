@@ -11,6 +11,7 @@ once (`verify`). NHWC, because permuting it to a channels-last NCHW tensor is fr
 
 import json
 import os
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -127,14 +128,10 @@ class ArrayStore:
         each = self._shape[1] * self._shape[2] * self._shape[3]
         touched = [(HEADER + rows * each) // CHUNK, (HEADER + (rows + 1) * each - 1) // CHUNK]
         chunks = np.unique(np.concatenate(touched)) if each <= CHUNK else np.arange(len(self._chunks["images.npy"]))
-        for chunk in chunks.tolist():
-            if chunk not in self._checked:
-                with open(self.path / "images.npy", "rb") as handle:
-                    handle.seek(chunk * CHUNK)
-                    content = handle.read(CHUNK)
-                if xxhash.xxh3_64_hexdigest(content) != self._chunks["images.npy"][chunk]:
-                    raise self._wrong("images.npy", chunk)
-                self._checked.add(chunk)
+        new = [chunk for chunk in chunks.tolist() if chunk not in self._checked]
+        if new:
+            self._compare_part("images.npy", new, None)
+            self._checked.update(new)
 
     def verify(self) -> None:
         """Check every byte against its checksum.
@@ -155,22 +152,18 @@ class ArrayStore:
         chunks = range(len(self._chunks[name]))
         workers = min(4, os.cpu_count() or 1, len(chunks))
         with ThreadPoolExecutor(workers) as pool:
-            for _ in pool.map(lambda k: self._compare_part(name, chunks[k::workers], into), range(workers)):
-                pass  # the first error is raised
+            list(pool.map(lambda k: self._compare_part(name, chunks[k::workers], into), range(workers)))
 
-    def _compare_part(self, name: str, chunks: range, into: memoryview | None) -> None:
+    def _compare_part(self, name: str, chunks: Sequence[int], into: memoryview | None) -> None:
         own = memoryview(bytearray(CHUNK)) if into is None else None
-        with open(self.path / name, "rb", buffering=0) as handle:
+        with open(self.path / name, "rb") as handle:  # buffered: it reads on where the system gives less than asked
             for chunk in chunks:
                 handle.seek(chunk * CHUNK)
                 content = own if own is not None else into[chunk * CHUNK : (chunk + 1) * CHUNK]  # type: ignore[index]
                 count = handle.readinto(content)
                 if xxhash.xxh3_64_hexdigest(content[:count]) != self._chunks[name][chunk]:
-                    raise self._wrong(name, chunk)
-
-    def _wrong(self, name: str, chunk: int) -> DataError:
-        start = chunk * CHUNK
-        return self._damaged(name, f"bytes {start} to {start + CHUNK} do not have their checksum")
+                    start = chunk * CHUNK
+                    raise self._damaged(name, f"bytes {start} to {start + CHUNK} do not have their checksum")
 
     def _check_size(self, name: str, header: bytes, content: int) -> None:
         try:

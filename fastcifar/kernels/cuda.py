@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from fastcifar.errors import ConfigError
-from fastcifar.kernels.plan import Plan, check_plan, check_span
+from fastcifar.kernels.plan import Plan, check_plan, check_span, rank_part
 from fastcifar.kernels.rng import split_seed, widths
 
 try:
@@ -152,8 +152,8 @@ class CudaKernel:
         if capacity < -(-min(batch_size, samples) // world_size):
             raise ValueError(f"capacity must hold a rank's part of {batch_size} samples, got {capacity}")
         steps = -(-samples // batch_size)
-        low, high = _part(min(batch_size, samples), rank, world_size)
-        last_low, last_high = _part(samples - (steps - 1) * batch_size, rank, world_size)
+        low, high = rank_part(min(batch_size, samples), rank, world_size)
+        last_low, last_high = rank_part(samples - (steps - 1) * batch_size, rank, world_size)
         return self._launcher(
             *self._tensors,
             position.contiguous(),
@@ -165,10 +165,6 @@ class CudaKernel:
             last_start=last_low,
             last_size=last_high - last_low,
         )
-
-
-def _part(count: int, rank: int, world_size: int) -> tuple[int, int]:
-    return count * rank // world_size, count * (rank + 1) // world_size
 
 
 class _Launcher:

@@ -33,7 +33,8 @@ from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
 from fastcifar.errors import ConfigError
-from fastcifar.kernels.plan import IGNORE, Plan, check_plan, check_span, rows_at
+from fastcifar.kernels.cpu import HostOrder
+from fastcifar.kernels.plan import IGNORE, Plan, check_plan, check_span
 from fastcifar.kernels.rng import draws
 
 try:
@@ -79,6 +80,7 @@ class DaliKernel:
         self._plan = plan
         self._images = images
         self._labels = np.array(labels, dtype=np.int64)
+        self._order = HostOrder(plan)
         self._device_id = device_id
         self._device = torch.device("cpu") if device_id is None else torch.device("cuda", device_id)
         _, height, width, _ = images.shape
@@ -120,7 +122,7 @@ class DaliKernel:
         out[size:] = 0
         labels = np.full(batch, IGNORE, dtype=np.int64)
         if size:
-            rows = rows_at(plan, np.arange(start, start + size), epoch)
+            rows = self._order.rows(epoch, start, size)
             labels[:size] = self._labels[rows]
             self._run(self._inputs(rows, epoch), out[:size])
         return out.permute(0, 3, 1, 2) if plan.channels_last else out, torch.from_numpy(labels).to(self._device)

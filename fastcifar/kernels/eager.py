@@ -15,12 +15,11 @@ from torch import Tensor
 
 from fastcifar.kernels.plan import IGNORE, Plan, check_plan, check_span
 from fastcifar.kernels.rng import AUGMENT, FIRST_FLIP, split_seed
-from fastcifar.kernels.words import epoch_order, philox
+from fastcifar.kernels.words import epoch_order, row_words
 
 __all__ = ["EagerAugment", "EagerKernel"]
 
 _DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-_LOW = 0xFFFFFFFF
 
 
 class EagerAugment:
@@ -79,8 +78,7 @@ class EagerAugment:
         device, key = rows.device, split_seed(plan.seed)
         ys = torch.arange(height, device=device)[None]  # [1, H]
         xs = torch.arange(width, device=device)[None]  # [1, W]
-        low, high = rows & _LOW, rows >> 32
-        w0, w1, w2, w3 = philox((low, high, epoch, AUGMENT), key)
+        w0, w1, w2, w3 = row_words(rows, epoch, AUGMENT, key)
         span = 2 * plan.crop + 1
         y = ys + ((w0 * span >> 32) - plan.crop)[:, None]  # [size, H], of the padded image
         x = xs + ((w1 * span >> 32) - plan.crop)[:, None]  # [size, W]
@@ -89,7 +87,7 @@ class EagerAugment:
         if plan.flip != "none":
             flip = w2 >> 31
             if plan.flip == "alternating":
-                flip = ((philox((low, high, 0, FIRST_FLIP), key)[0] >> 31) + epoch) & 1
+                flip = ((row_words(rows, 0, FIRST_FLIP, key)[0] >> 31) + epoch) & 1
             x = torch.where(flip[:, None] == 1, width - 1 - x, x)
         pixels = images[index[:, None, None], y[:, :, None], x[:, None, :]]  # [size, H, W, C]
         if plan.padding == "zero":

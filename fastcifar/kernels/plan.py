@@ -25,6 +25,7 @@ __all__ = [
     "Plan",
     "check_plan",
     "check_span",
+    "rank_part",
     "rows_at",
     "scale_and_shift",
 ]
@@ -142,6 +143,11 @@ def check_span(plan: Plan, epoch: int, start: int, size: int, capacity: int | No
     if size > rows:
         raise ValueError(f"size must be at most capacity, got {size} and {rows}")
     return rows
+
+
+def rank_part(count: int, rank: int, world_size: int) -> tuple[int, int]:
+    """A rank's first and last + 1 place in a global batch of `count` samples."""
+    return count * rank // world_size, count * (rank + 1) // world_size
 
 
 def scale_and_shift(

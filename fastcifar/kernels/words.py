@@ -3,7 +3,7 @@
 They touch only the tensors they are given. Words of 32 bits are kept in int64, and products taken in halves
 of 16 bits, so that nothing overflows on any device.
 
-    w0, w1, w2, w3 = philox((rows & 0xFFFFFFFF, rows >> 32, epoch, AUGMENT), split_seed(seed))
+    w0, w1, w2, w3 = row_words(rows, epoch, AUGMENT, split_seed(seed))
 
 Legend: N samples in the split, B rows of a batch.
 """
@@ -18,7 +18,7 @@ from torch import Tensor
 from fastcifar.kernels.plan import Plan
 from fastcifar.kernels.rng import MIX, PHILOX, order_shift, round_keys, widths
 
-__all__ = ["epoch_order", "philox"]
+__all__ = ["epoch_order", "row_words"]
 
 _LOW = 0xFFFFFFFF
 
@@ -30,12 +30,12 @@ def _multiply(value: Tensor, constant: int) -> tuple[Tensor, Tensor]:
     return middle >> 16, ((middle & 0xFFFF) << 16) | (low & 0xFFFF)
 
 
-def philox(
-    counter: tuple[Tensor, Tensor, int | Tensor, int], key: tuple[int, int]
+def row_words(
+    rows: Tensor, epoch: int | Tensor, purpose: int, key: tuple[int, int]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """`rng.philox`: four words for each of int64[B] of the counter's first two."""
-    c0, c1 = counter[:2]
-    c2, c3 = torch.zeros_like(c0) + counter[2], torch.full_like(c0, counter[3])
+    """`rng.philox` of (row low, row high, epoch, purpose): four words for each of int64[B] rows."""
+    c0, c1 = rows & _LOW, rows >> 32
+    c2, c3 = torch.zeros_like(c0) + epoch, torch.full_like(c0, purpose)
     k0, k1 = key
     for _ in range(10):
         (high0, low0), (high1, low1) = _multiply(c0, PHILOX[0]), _multiply(c2, PHILOX[1])
