@@ -102,12 +102,15 @@ class _Helper:
         self._process: subprocess.Popen[bytes] | None = None
 
     def decode(self, paths: Sequence[str]) -> Decoded:
-        """`decode_block`, there. A file that ends the process is a failure like any other."""
-        try:
-            return self._ask(paths)
-        except _DiedError as died:
-            if len(paths) == 1:
-                return Decoded(np.empty((0, *self._how.size, self._how.channels), np.uint8), (Failure(0, str(died)),))
+        """`decode_block`, there. A file that ends two processes is a failure like any other (one may be killed)."""
+        for _ in range(2 if len(paths) == 1 else 1):
+            try:
+                return self._ask(paths)
+            except _DiedError as died:
+                reason = str(died)
+        if len(paths) == 1:
+            nothing = np.empty((0, *self._how.size, self._how.channels), np.uint8)
+            return Decoded(nothing, (Failure(0, reason),))
         alone = [self.decode([path]) for path in paths]  # whichever of them it was
         failures = [dataclasses.replace(one, index=index) for index, each in enumerate(alone) for one in each.failures]
         return Decoded(np.concatenate([each.images for each in alone]), tuple(failures))
