@@ -340,7 +340,8 @@ def test_memory_ends_with_the_kernel():
         DaliKernel(images, labels, plan)(epoch=0, start=0, size=512)
         if i == 5:
             before = resident()
-    assert resident() - before < 50e6  # one pipeline has some 20 MB
+    # one pipeline has some 20 MB, 24 of them 480; the allocator keeps some tens of what ends
+    assert resident() - before < 160e6
 
 
 def run_many(kernel, expected, failures):
