@@ -117,7 +117,9 @@ class Pipeline:
         self._source = _source(store, kernel_plan, self.images, backend, device)
         extra = self._policy is not None or self._mixer is not None or transform is not None
         self._plain = self._reader is None and not extra
-        self.prepares = self._mixer is None and hasattr(self._source, "prepare")
+        # what a reader has not read yet the CPU kernel would wait for
+        ahead = hasattr(self._source, "prepare") and (self._reader is None or backend != "cpu")
+        self.prepares = self._mixer is None and ahead
         if self._policy is not None or self._mixer is not None:
             from fastcifar.kernels.cpu import HostOrder
 

@@ -4,7 +4,23 @@ from typing import Final
 
 from fastcifar.kernels.rng import ROUNDS
 
-__all__ = ["CHUNK", "FIELDS", "FUNCTIONS", "KEYS", "SLACK"]
+__all__ = [
+    "AWAKE",
+    "BOX_WORDS",
+    "CAME",
+    "CHUNK",
+    "FIELDS",
+    "FUNCTIONS",
+    "INSIDE",
+    "JOB",
+    "KEYS",
+    "MADE",
+    "NEXT",
+    "POSTED",
+    "SCRATCH",
+    "SLACK",
+    "TAKING",
+]
 
 _STORE = ("images", "labels", "rows", "offset", "samples", "bytes", "height", "width", "channels")
 _ORDERED = ("key0", "key1", "order", "block_size", "window")
@@ -12,8 +28,21 @@ _DRAWN = ("crop", "zero", "flip", "cutout")
 FIELDS: Final = (*_STORE, *_ORDERED, *_DRAWN, "dtype", "planar", "period", "a", "b")
 """What the parameters hold, int64 each; `images`, `labels`, `rows` (0: a range), `a` and `b` are addresses."""
 
-FUNCTIONS: Final = {"work": 11, "watch": 3, "order_rows": 5, "touch": 4}
+FUNCTIONS: Final = {"work": 3, "post": 2, "leave": 2, "order_rows": 5, "touch": 4}
 """The functions of `cpu_loops` and how many int64 each takes; each gives one back."""
+
+NEXT, MADE, CAME, INSIDE, SCRATCH = 16, 17, 18, 19, 32
+"""Words of a job, which is memory of int64.
+
+Its first are the address of the parameters, the threads there is scratch for (one that comes too late for any
+does nothing), the epoch, the first position, the number of images, and the addresses of the images and of the
+labels (int64). Then, a cache line apart and zeros at first, what threads share: the next image to take, images
+made, threads that came, helpers that are at it; and from SCRATCH on their scratch.
+"""
+
+POSTED, JOB, TAKING, AWAKE, BOX_WORDS = 0, 1, 2, 3, 16
+"""Words of a box, through which helpers get jobs: jobs there have been, the address of the one to do (0: none),
+helpers that are just looking at it, and helpers that serve. Zeros at first."""
 
 CHUNK: Final = 8
 """Images a thread takes at a time: 9 us of work, so two threads end within 9 us of each other."""

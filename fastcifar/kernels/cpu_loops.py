@@ -1,11 +1,10 @@
 """The compiled loops of the CPU kernel: numba turns them into machine code, which `machine` keeps.
 
-`work` is called once by each thread of a launch; threads share `state` and take chunks of images from
-it until none is left. No function here holds a Python lock, allocates or can fail; each reads and
-writes only the addresses it is given.
+Threads that `work` on the same job share its state and take chunks of images from it until none is left. No
+function here holds a Python lock, allocates or can fail; each reads and writes only the addresses it is given.
 
-    state = np.zeros(3, dtype=np.int64)               # next image, images made, scratch taken
-    work(parameters, state, scratch, slots, epoch, start, size, images, targets, SPINS, 0)      # int64 all
+    work(0, job, SPINS)         # make the job's batch; see `cpu_fields` for what a job is
+    work(box, 0, SPINS)         # serve: do what jobs come
 
 Addresses rather than arrays: one version serves read-only maps, float32 and 16-bit outputs, is called
 in 1 us, and needs nothing of numba's when it is loaded. Each image is staged once (flipped, padded and
@@ -19,7 +18,20 @@ Legend: H x W pixels, C channels.
 
 import numpy as np
 
-from fastcifar.kernels.cpu_fields import CHUNK, KEYS, SLACK
+from fastcifar.kernels.cpu_fields import (
+    AWAKE,
+    CAME,
+    CHUNK,
+    INSIDE,
+    JOB,
+    KEYS,
+    MADE,
+    NEXT,
+    POSTED,
+    SCRATCH,
+    SLACK,
+    TAKING,
+)
 from fastcifar.kernels.cpu_words import (
     bfloat16_bits,
     copy32,
@@ -44,7 +56,7 @@ from fastcifar.kernels.cpu_words import (
 )
 from fastcifar.kernels.rng import AUGMENT, FIRST_FLIP
 
-__all__ = ["order_rows", "touch", "watch", "work"]
+__all__ = ["leave", "order_rows", "post", "touch", "work"]
 
 _LOW, _32, _31, _16, _1, _0 = (np.uint64(x) for x in (0xFFFFFFFF, 32, 31, 16, 1, 0))
 _HALF = np.uint64(0xFFFF)
@@ -169,32 +181,14 @@ def _row(p, position, day, keys):
     return position + offset
 
 
-def work(parameters, state, scratch, slots, epoch, start, size, out, targets, spins, signal):
-    """Make a batch, together with the other threads that were given the same `state`.
-
-    Args:
-        parameters: address of int64[len(FIELDS)].
-        state: address of int64[3], zeros at first: the next image to take, the number of images made, and of
-            threads that came.
-        scratch: address of `slots` times `scratch_size` bytes.
-        slots: threads there is scratch for; one that comes too late for any does nothing.
-        epoch: of the order and the draws.
-        start: first position.
-        size: images to make.
-        out: address of the images.
-        targets: address of the labels, int64.
-        spins: how often to look for the end of the other threads' last chunks; 0: don't wait.
-        signal: address of an int64 to add 1 to at once: what awake helpers `watch`; 0: none.
-
-    Returns:
-        How many images have been made so far.
-    """
-    if signal:
-        fetch_add(signal, 1)
-    next_at, made_at, slot = state, state + 8, fetch_add(state + 16, 1)
+@word
+def _make(job):
+    """Take chunks of a job's batch and make them until none is left."""
+    slot = fetch_add(job + 8 * CAME, 1)
+    p, slots, epoch, start, size = get64(job, 0), get64(job, 1), get64(job, 2), get64(job, 3), get64(job, 4)
+    out, targets, scratch = get64(job, 5), get64(job, 6), job + 8 * SCRATCH
     if slot >= slots:
-        return fetch_add(made_at, 0)
-    p = parameters
+        return
     images, labels, samples, total = get64(p, 0), get64(p, 1), get64(p, 4), get64(p, 5)
     height, width, channels = get64(p, 6), get64(p, 7), get64(p, 8)
     key0, key1, crop, zero = np.uint64(get64(p, 9)), np.uint64(get64(p, 10)), get64(p, 14), get64(p, 15) != 0
@@ -212,7 +206,7 @@ def work(parameters, state, scratch, slots, epoch, start, size, out, targets, sp
     steps_per_factor = elements // period // (channels if planar else 1)
 
     while True:
-        first = fetch_add(next_at, CHUNK)
+        first = fetch_add(job + 8 * NEXT, CHUNK)
         if first >= size:
             break
         count = min(CHUNK, size - first)
@@ -251,19 +245,68 @@ def work(parameters, state, scratch, slots, epoch, start, size, out, targets, sp
                 y0 = np.int64(((w3 >> _16) * np.uint64(height - cutout + 1)) >> _16)
                 x0 = np.int64(((w3 & _HALF) * np.uint64(width - cutout + 1)) >> _16)
                 _cut(place, height, width, channels, y0, x0, cutout, planar, item)
-        fetch_add(made_at, count)
-    for _ in range(spins):
-        if fetch_add(made_at, 0) >= size:
-            break
-    return fetch_add(made_at, 0)
+        fetch_add(job + 8 * MADE, count)
 
 
-def watch(address, seen, spins):
-    """Look `spins` times whether the int64 at an address is still `seen`; returns what it is."""
-    for _ in range(spins):
-        if fetch_add(address, 0) != seen:
-            break
-    return fetch_add(address, 0)
+def work(box, job, spins):
+    """Make a job's batch, together with the other threads that work on it; or with a box, serve.
+
+    Who serves does the jobs that are put into the box, until none came for a while.
+
+    Args:
+        box: address of a box, for who serves; else 0.
+        job: address of a job, where there is no box.
+        spins: how often to look for the end of the other threads' last chunks, or for the next job.
+
+    Returns:
+        How many of the job's images have been made so far; 0 of who serves.
+    """
+    seen = -1  # a job that is there already counts as new
+    if box:
+        fetch_add(box + 8 * AWAKE, 1)
+    while True:
+        if box:
+            now = fetch_add(box + 8 * POSTED, 0)
+            for _ in range(spins):
+                if now != seen:
+                    break
+                now = fetch_add(box + 8 * POSTED, 0)
+            if now == seen:
+                fetch_add(box + 8 * AWAKE, -1)
+                return 0
+            seen = now
+            fetch_add(box + 8 * TAKING, 1)  # before the look: who takes the job back after it knows
+            job = fetch_add(box + 8 * JOB, 0)
+            if job:
+                fetch_add(job + 8 * INSIDE, 1)
+            fetch_add(box + 8 * TAKING, -1)
+        if job:
+            _make(job)
+        if box:
+            if job:
+                fetch_add(job + 8 * INSIDE, -1)  # from here on the job may be gone
+        else:
+            for _ in range(spins):
+                if fetch_add(job + 8 * MADE, 0) >= get64(job, 4):
+                    break
+            return fetch_add(job + 8 * MADE, 0)
+
+
+def post(box, job):
+    """Put a job into a box, in the place of any other, and say so; returns how many helpers are awake."""
+    fetch_add(box + 8 * JOB, job - fetch_add(box + 8 * JOB, 0))
+    fetch_add(box + 8 * POSTED, 1)
+    return fetch_add(box + 8 * AWAKE, 0)
+
+
+def leave(box, job):
+    """Take a job out of a box, if it is there; returns how many helpers are just taking one.
+
+    At 0, the helpers that are at the job are those its own state counts, and no other will come.
+    """
+    if fetch_add(box + 8 * JOB, 0) == job:
+        fetch_add(box + 8 * JOB, -job)
+    return fetch_add(box + 8 * TAKING, 0)
 
 
 def order_rows(parameters, epoch, start, size, out):

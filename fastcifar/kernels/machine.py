@@ -5,7 +5,7 @@ file: to `__pycache__` beside this module, or where that cannot be written to th
 that anybody else could have written is not loaded.
 
     functions = load()
-    functions["watch"](address, seen, spins)         # int64 all; runs without Python's lock
+    functions["work"](0, job, spins)                 # int64 all; runs without Python's lock
 
 The key of a file is everything that the code depends on: the sources, numba, LLVM and the processor.
 """

@@ -1,12 +1,12 @@
-"""A few threads that wait to help with one launch: what the CPU kernel uses instead of numba's `parallel=True`.
+"""A few threads that wait to help with jobs: what the CPU kernel uses instead of numba's `parallel=True`.
 
-It touches nothing but threads. They sleep from 45 us after a launch until the next, hold nothing between
-launches, and end with the last user of the team.
+It touches nothing but threads. They serve without Python's lock, sleep from 45 us after a job until the next,
+hold nothing then, and end with the last user of the team.
 
-    team = shared_team(watch)              # watch(address, seen, spins): waits without the lock
-    if team.begin((function, arguments, kept), 1):       # False: busy with another thread's launch
-        try: ...                                         # call function(*arguments) here as well
-        finally: team.end()
+    team = shared_team(functions)          # the compiled functions `work`, `post` and `leave`
+    team.post(job, 1)                      # one helper begins, unless it is busy
+    ...                                    # work on the job here as well: no helper is to be relied on
+    team.retire(job)
 
 Why not numba's layers: OpenMP kills a forked child that launches, the work queue aborts when two threads
 launch at once, and neither is on every platform. Measured in millions of images/s, batch 128 / 512, two
@@ -16,94 +16,96 @@ late helper only finds less to do.
 """
 
 import contextlib
+import ctypes
 import os
 import threading
 import weakref
-from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
+from fastcifar.kernels.cpu_fields import BOX_WORDS, INSIDE
+from fastcifar.kernels.machine import Functions
 
 __all__ = ["Job", "Team", "shared_team"]
 
-Job = tuple[Callable[..., Any], tuple[Any, ...], Any]
-"""A function to call without the lock, its arguments, and what must stay alive until it returns."""
+
+class Job(NamedTuple):
+    """A job's address, its words (see `cpu_fields`), and what must stay alive as long as they do."""
+
+    address: int
+    words: Any
+    kept: Any
 
 
 class _Slot:
-    """What the helpers see: the job, if any, whether to stop, and the signal. Holds no reference to the team."""
+    """What helpers and team share. Holds no reference to the team."""
 
-    job: Job | None = None
     stopped = False
 
-    def __init__(self, watch: Callable[[int, int, int], int]) -> None:
-        self.watch = watch
-        self.signal = np.zeros(1, dtype=np.int64)
-        self.address = self.signal.ctypes.data
+    def __init__(self, functions: Functions) -> None:
+        self.work, self.post, self.leave = (functions[name] for name in ("work", "post", "leave"))
+        self.box = (ctypes.c_int64 * BOX_WORDS)()
+        self.address = ctypes.addressof(self.box)
+        self.posted: Job | None = None
+        self.lingering: list[Job] = []  # a helper may still be in them
 
 
 class Team:
     """Helper threads, started when first needed."""
 
-    def __init__(self, watch: Callable[[int, int, int], int]) -> None:
-        self._watch = watch
+    def __init__(self, functions: Functions) -> None:
+        self._functions = functions
         self._forget()
-
-    @property
-    def signal(self) -> int:
-        """Address of an int64; a launch that adds 1 to it is seen by helpers that are still awake."""
-        return self._slot.address
 
     def _forget(self) -> None:
         """Have no helpers; those there were are not told."""
-        self._busy = threading.Lock()
-        self._slot = _Slot(self._watch)
+        self._lock = threading.Lock()
+        self._slot = _Slot(self._functions)
         self._bells: list[threading.Lock] = []  # a helper sleeps on its bell, which is locked until rung
         self._end = weakref.finalize(self, _stop, self._slot, self._bells)
 
-    def begin(self, job: Job, helpers: int) -> bool:
-        """Let `helpers` threads run a job.
+    def post(self, job: Job, helpers: int) -> None:
+        """Let `helpers` threads work on a job, in the place of the one that was posted before.
 
-        The caller runs it too and must not rely on any helper: one that wakes after `end` does nothing.
-
-        Returns:
-            Whether the team was free. If so, `end` must be called.
+        The caller must not rely on any helper: one that is busy, or wakes too late, does nothing. `retire` must follow.
         """
-        if not self._busy.acquire(blocking=False):
-            return False
-        while len(self._bells) < helpers:
-            bell = threading.Lock()
-            bell.acquire()
-            threading.Thread(target=_help, args=(self._slot, bell), name="fastcifar-kernel", daemon=True).start()
-            self._bells.append(bell)
-        self._slot.job = job
-        for bell in self._bells[:helpers]:
-            _ring(bell)
-        return True
+        slot = self._slot
+        with self._lock:
+            while len(self._bells) < helpers:
+                bell = threading.Lock()
+                bell.acquire()
+                threading.Thread(target=_help, args=(slot, bell), name="fastcifar-kernel", daemon=True).start()
+                self._bells.append(bell)
+            if slot.posted is not None:
+                slot.lingering.append(slot.posted)
+            slot.posted = job
+            # Waking takes 12 us; batch 128 ran 1.2 times as fast with helpers that stay awake between jobs.
+            if slot.post(slot.address, job.address) < helpers:
+                for bell in self._bells[:helpers]:
+                    _ring(bell)
 
-    def end(self) -> None:
-        """Take the job back, from helpers that are not awake yet."""
-        self._slot.job = None
-        self._busy.release()
+    def retire(self, job: Job) -> None:
+        """Take a job back, from helpers that have not come to it yet; what one of them may still use is kept for it."""
+        slot = self._slot
+        with self._lock:
+            if slot.posted is job:
+                slot.posted = None
+            slot.lingering.append(job)
+            if not slot.leave(slot.address, job.address):
+                slot.lingering = [one for one in slot.lingering if one.words[INSIDE]]
 
 
-def shared_team(watch: Callable[[int, int, int], int]) -> Team:
-    """The process's team; it lives as long as someone holds it.
-
-    Args:
-        watch: (address, seen, spins) -> int; look `spins` times whether the int64 at `address` is still
-            `seen`, without holding Python's lock, and return what it is.
-    """
+def shared_team(functions: Functions) -> Team:
+    """The process's team; it lives as long as someone holds it."""
     global _team
     with _lock:
         team = _team() if _team is not None else None
         if team is None:
-            team = Team(watch)
+            team = Team(functions)
             _team = weakref.ref(team)
         return team
 
 
-_WATCH = 20_000  # looks (45 us) for the next launch before a helper goes to sleep
+_WATCH = 20_000  # looks (45 us) for the next job before a helper goes to sleep
 _team: "weakref.ref[Team] | None" = None
 _lock = threading.Lock()
 
@@ -113,21 +115,7 @@ def _help(slot: _Slot, bell: threading.Lock) -> None:
         bell.acquire()
         if slot.stopped:
             return
-        job = slot.job
-        if job is not None:
-            # Read before the job is done: when it is, the next launch may be under way already, and must not be missed.
-            seen = int(slot.signal[0])
-            function, arguments, _ = job
-            function(*arguments)
-            del function, arguments, _
-            del job  # hold no batch while waiting
-            # Waking takes 12 us; batch 128 ran 1.2 times as fast with helpers that stay awake between launches.
-            while (now := slot.watch(slot.address, seen, _WATCH)) != seen:
-                seen = now
-                job = slot.job
-                if job is not None:
-                    job[0](*job[1])
-                del job
+        slot.work(slot.address, 0, _WATCH)
 
 
 def _ring(bell: threading.Lock) -> None:

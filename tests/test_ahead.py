@@ -1,0 +1,140 @@
+"""Batches that helper threads begin before they are asked for: the same bits, nothing overwritten, nothing left."""
+
+import gc
+import threading
+import weakref
+
+import numpy as np
+import pytest
+import torch
+
+from fastcifar import Augment, Loader
+from fastcifar.data.arrays import convert_arrays
+from fastcifar.kernels import cpu, reference
+from fastcifar.kernels.cpu import CpuKernel
+from tests.test_kernels import make_plan, make_store
+
+
+@pytest.fixture(autouse=True)
+def _three_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(before)
+
+
+def make_kernel(count=200, **options):
+    images, labels = make_store(count, 16, 16)
+    plan = make_plan(count, crop=4, flip="random", **options)
+
+    def expected(epoch, start, size):
+        return torch.from_numpy(reference.batch(images, labels, plan, epoch=epoch, start=start, size=size)[0])
+
+    return CpuKernel(images, labels, plan), expected
+
+
+def test_a_batch_begun_is_the_batch():
+    kernel, expected = make_kernel()
+    held = []
+    for epoch in range(5):
+        for start in range(0, 200, 50):
+            out, targets = kernel(epoch=epoch, start=start, size=50)
+            if start < 150:
+                kernel.prepare(epoch=epoch, start=start + 50, size=50)
+            held.append((out, epoch, start))
+            assert len(targets) == 50
+    for out, epoch, start in held:  # none was written again
+        assert torch.equal(out, expected(epoch, start, 50))
+
+
+def test_a_batch_begun_and_not_wanted():
+    kernel, expected = make_kernel()
+    for number in range(50):
+        kernel.prepare(epoch=0, start=number % 4 * 50, size=50)
+        if number % 3 == 0:
+            kernel.forget()
+        assert torch.equal(kernel(epoch=1, start=100, size=60)[0], expected(1, 100, 60))
+    assert torch.equal(kernel(epoch=1, start=0, size=60, capacity=70)[0][:60], expected(1, 0, 60))
+
+
+def test_kernels_take_each_others_helpers():
+    pairs = [make_kernel(seed=seed) for seed in (1, 2, 3)]
+    for start in range(0, 150, 50):
+        for kernel, expected in pairs:
+            assert torch.equal(kernel(epoch=0, start=start, size=50)[0], expected(0, start, 50))
+            kernel.prepare(epoch=0, start=start + 50, size=50)
+
+
+def test_several_threads_take_what_one_of_them_began():
+    kernel, expected = make_kernel()
+    wanted = expected(0, 0, 200)
+    kept, failures = [], []
+
+    def run():
+        for _ in range(50):
+            kernel.prepare(epoch=0, start=0, size=200)
+            out = kernel(epoch=0, start=0, size=200)[0]
+            kept.append(out)
+            if not torch.equal(out, wanted):
+                failures.append("differs")
+            kernel.forget()
+
+    threads = [threading.Thread(target=run) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    assert len({out.data_ptr() for out in kept}) == len(kept) == 200  # no batch was given twice
+
+
+def test_no_job_is_kept_when_it_is_over():
+    kernel, _ = make_kernel()
+    slot = kernel._team._slot
+    for _ in range(100):
+        kernel.prepare(epoch=0, start=0, size=200)
+        kernel(epoch=0, start=0, size=200)
+    kernel.prepare(epoch=0, start=0, size=200)
+    kernel.forget()
+    assert slot.posted is None
+    assert len(slot.lingering) <= 2  # one for each helper
+    for _ in range(3):
+        kernel(epoch=0, start=0, size=40)
+    assert all(job.words[4] == 40 for job in slot.lingering)
+
+
+def test_a_large_batch_is_not_begun(monkeypatch):
+    monkeypatch.setattr(cpu, "_AHEAD", 50 * 16 * 16 * 3 * 4)
+    kernel, _ = make_kernel()
+    kernel.prepare(epoch=0, start=0, size=51)
+    assert kernel._ahead == []
+    kernel.prepare(epoch=0, start=0, size=50)
+    assert len(kernel._ahead) == 1
+
+
+def test_a_loader_begins_the_next_batch_and_lets_go_of_it(tmp_path):
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (200, 16, 16, 3), dtype=np.uint8)
+    store = convert_arrays(tmp_path / "store", images, rng.integers(0, 3, 200), splits={"train": slice(0, 200)})
+    loader = Loader(store, split="train", batch_size=50, augment=Augment(crop=2, flip="random"))
+    kernel = loader._pipeline._source
+    expected = [loader.batch(0, step).images for step in range(4)]
+    for step, (images, _) in enumerate(loader):
+        assert len(kernel._ahead) == (step < 3)
+        assert torch.equal(images, expected[step])
+    for _ in loader:
+        break
+    gc.collect()
+    assert kernel._ahead == []
+
+
+def test_a_kernel_that_goes_takes_its_batch_along():
+    kernel, _ = make_kernel()
+    kernel.prepare(epoch=0, start=0, size=200)
+    buffer = weakref.ref(kernel._buffers[0][0])
+    del kernel
+    other, expected = make_kernel(seed=4)
+    assert torch.equal(other(epoch=0, start=0, size=200)[0], expected(0, 0, 200))
+    other(epoch=0, start=0, size=200)
+    gc.collect()
+    assert buffer() is None
