@@ -14,14 +14,30 @@ from typing import Any, Literal, get_args
 
 from fastcifar.errors import ConfigError
 
-__all__ = ["AmpDType", "Augment", "CompileMode", "Optimizer", "Recipe", "Scaling", "Schedule", "Scheme", "TrainConfig"]
+__all__ = [
+    "AmpDType",
+    "Augment",
+    "Averaging",
+    "CompileMode",
+    "Optimizer",
+    "Recipe",
+    "Scaling",
+    "Schedule",
+    "Scheme",
+    "TrainConfig",
+    "Tta",
+    "Whiten",
+]
 
 Scaling = Literal["raw", "unit", "signed", "standardize"]
 Flip = Literal["none", "random", "alternating"]
 Padding = Literal["reflect", "zero"]
 PolicyName = Literal["none", "trivial", "rand"]
-Optimizer = Literal["adam", "sgd"]
-Schedule = Literal["constant", "one-cycle"]
+Optimizer = Literal["adam", "sgd", "muon"]
+Schedule = Literal["constant", "one-cycle", "cosine"]
+Averaging = Literal["none", "ema", "lookahead"]
+Whiten = Literal["none", "init", "frozen"]
+Tta = Literal["none", "flip", "shift"]
 Scheme = Literal["report", "full", "holdout"]
 AmpDType = Literal["auto", "bfloat16", "float16"]
 CompileMode = Literal["auto", "on", "off"]
@@ -90,24 +106,48 @@ class Recipe:
     epochs: int
     batch_size: int
     optimizer: Optimizer
+    """adam (with weight_decay it is AdamW), sgd (Nesterov's form), or muon: orthogonalised steps for filters and hidden
+    matrices, sgd for the last layer and for vectors."""
     lr: float
-    """Learning rate; the peak where the schedule is one-cycle."""
+    """Learning rate; the peak where the schedule has one."""
     momentum: float = 0.9
-    """Of `sgd`, which uses Nesterov's form."""
+    """Of `sgd`, and of what `muon` leaves to it."""
+    muon_momentum: float = 0.6
+    """Of the matrices that `muon` orthogonalises."""
+    vector_lr: float = 1.0
+    """Learning rate of biases and normalisation layers, as a multiple of `lr`."""
+    head_lr: float = 1.0
+    """Learning rate of the last layer's matrix, as a multiple of `lr`."""
     drop_last: bool = True
     """Leave out a last batch that is not full, so that shapes stay the same."""
     weight_decay: float = 0.0
-    """Decoupled (Loshchilov & Hutter 2019): each step scales weight matrices and filters by 1 - lr * weight_decay."""
+    """Decoupled (Loshchilov & Hutter 2019): each step scales weight matrices and filters by 1 - lr * weight_decay.
+    Those that `muon` orthogonalises are spared: their norm is fixed."""
     schedule: Schedule = "constant"
     warmup: float = 0.25
-    """Fraction of the steps in which a one-cycle schedule rises to its peak."""
+    """Fraction of the steps in which a one-cycle or cosine schedule rises to its peak."""
+    final_lr: float = 0.0
+    """Learning rate at the end of a one-cycle or cosine schedule, as a fraction of its peak."""
     label_smoothing: float = 0.0
     scaling: Scaling = "standardize"
     augment: Augment = Augment()
-    low_resolution: int = 0
-    """Side in pixels to which images are reduced in the first part of the run, evaluation included; 0 for never."""
-    low_resolution_part: float = 0.0
-    """Fraction of the epochs, rounded down, that run at `low_resolution`."""
+    resolutions: tuple[tuple[int, float], ...] = ()
+    """Stages that the run begins with, in order: (side in pixels to which images are reduced, fraction of the steps).
+    The rest of the run is at the images' own size. An epoch is evaluated at the size of its last step."""
+    averaging: Averaging = "none"
+    """Of the net over the steps: ema follows it and is what is evaluated; lookahead sets it back to the average too."""
+    averaging_every: int = 5
+    """Steps from one update of the average to the next."""
+    averaging_decay: float = 0.95
+    """Part of the average that a step keeps; of lookahead, at the end of the run."""
+    whiten: Whiten = "none"
+    """First convolution made of the training patches' whitening filters: none, init (then trained), or frozen (all of
+    its weight: filters beyond the whitening ones stay as they were drawn)."""
+    norm_momentum: float = 0.1
+    """How far a batch moves the running statistics of BatchNorm (PyTorch's convention)."""
+    tta: Tta = "none"
+    """Test-time augmentation, reported beside the plain accuracy: none, flip (mean over the image and its mirror), or
+    shift (flip, at two shifts by one pixel too)."""
 
     def __post_init__(self) -> None:
         _choice("split", self.split, Scheme)
@@ -116,13 +156,35 @@ class Recipe:
         _choice("optimizer", self.optimizer, Optimizer)
         _number("lr", self.lr, 0, above=True)
         _number("momentum", self.momentum, 0, 1)
+        _number("muon_momentum", self.muon_momentum, 0, 1)
+        _number("vector_lr", self.vector_lr, 0)
+        _number("head_lr", self.head_lr, 0)
         _number("weight_decay", self.weight_decay, 0)
         _choice("schedule", self.schedule, Schedule)
         _number("warmup", self.warmup, 0, 1)
+        _number("final_lr", self.final_lr, 0, 1)
         _number("label_smoothing", self.label_smoothing, 0, 1)
         _choice("scaling", self.scaling, Scaling)
-        _integer("low_resolution", self.low_resolution, 0)
-        _number("low_resolution_part", self.low_resolution_part, 0, 1)
+        self._check_resolutions()
+        _choice("averaging", self.averaging, Averaging)
+        _integer("averaging_every", self.averaging_every, 1)
+        _number("averaging_decay", self.averaging_decay, 0, 1)
+        _choice("whiten", self.whiten, Whiten)
+        _number("norm_momentum", self.norm_momentum, 0, 1, above=True)
+        _choice("tta", self.tta, Tta)
+
+    def _check_resolutions(self) -> None:
+        stages: object = self.resolutions
+        if not isinstance(stages, tuple) or not all(isinstance(stage, tuple) and len(stage) == 2 for stage in stages):
+            raise ConfigError(
+                f"resolutions must be pairs of a side in pixels and a fraction of the steps, got {stages!r}"
+            )
+        for side, fraction in stages:
+            _integer("resolutions: a side", side, 1)
+            _number("resolutions: a fraction of the steps", fraction, 0, 1, above=True)
+        total = math.fsum(fraction for _, fraction in stages)
+        if total > 1 + 1e-9:  # decimal fractions that make 1 may sum to a little more
+            raise ConfigError(f"resolutions: the fractions of the steps must sum to at most 1, got {total:g}")
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Recipe":
@@ -132,7 +194,14 @@ class Recipe:
             ConfigError: a field has a value that is not allowed.
             TypeError: a field is unknown or missing.
         """
-        return cls(**{**values, "augment": Augment(**values["augment"])})
+        stages = values.get("resolutions", ())  # JSON has lists in place of tuples
+        return cls(
+            **{
+                **values,
+                "augment": Augment(**values["augment"]),
+                "resolutions": tuple(tuple(stage) for stage in stages),
+            }
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +209,7 @@ class TrainConfig:
     """Options of a training run. What is left unset (None) is the recipe's."""
 
     arch: str = "big"
-    """The net: big or small."""
+    """The net: big or small, the original report's, or fast, our own."""
     dataset: str = "cifar10"
     """The data: cifar10, cifar100, digits (bundled, no download), or the folder of a converted store."""
     data: Path | None = None
@@ -148,7 +217,9 @@ class TrainConfig:
     allow_unverified: bool = False
     """Accept an archive or folder whose checksum is not the published one; every record of the run says so."""
     recipe: str = "fast"
-    """How to train: fast, or report (the original report's)."""
+    """How to train: fast; long, the same with stronger augmentation, for many epochs; or report, the original one's."""
+    change: tuple[str, ...] = ()
+    """Changes to the recipe, such as weight_decay=1e-3 augment.cutout=8."""
     split: Scheme | None = None
     """Training / validation / test images: report (data_batch_1 / data_batch_2 / test), full (all / none / test)
     or holdout (nine tenths / the other tenth / test)."""
@@ -170,6 +241,8 @@ class TrainConfig:
     """Keep images and filters channels-last in memory, the faster layout."""
     compile: CompileMode = "auto"
     """torch.compile: auto turns it on where it pays."""
+    profile: bool = False
+    """Show where a step's time goes: ten steps of the first epoch trained are profiled, and written to profile/."""
     out: Path | None = None
     """Folder of the run; by default runs/DATASET-ARCH-RECIPE-TIME."""
     resume: Path | None = None
@@ -180,6 +253,9 @@ class TrainConfig:
             if isinstance(value := getattr(self, name), str):
                 object.__setattr__(self, name, Path(value))
         object.__setattr__(self, "device", str(self.device))  # a torch.device too
+        if isinstance(self.change, str) or not all(isinstance(change, str) for change in self.change):
+            raise ConfigError(f"change must be a tuple of texts such as 'lr=0.1', got {self.change!r}")
+        object.__setattr__(self, "change", tuple(self.change))
         if self.split is not None:
             _choice("split", self.split, Scheme)
         if self.epochs is not None:

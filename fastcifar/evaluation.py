@@ -7,19 +7,20 @@ Example:
 
 import signal
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastcifar.config import Recipe
+from fastcifar.config import Recipe, Tta
 from fastcifar.data.store import ArrayStore
 from fastcifar.loader import Loader
 from fastcifar.metrics import TestStats, Totals
 from fastcifar.runtime import Runtime, StopRequest
 
-__all__ = ["Evaluation", "StopSeenError", "eval_loader", "evaluate", "reduce", "test_stats"]
+__all__ = ["Evaluation", "StopSeenError", "eval_loader", "evaluate", "reduce", "test_stats", "tta_logits"]
 
 _BATCH = 500
 
@@ -37,7 +38,8 @@ class Evaluation:
     """A net's answers on one part of the data.
 
     `loss` is the mean cross-entropy (without smoothing) over samples, `accuracy` a fraction, `seconds`
-    the time taken; `predictions` and `labels` are int64[N] on the CPU, in the data's order.
+    the time taken; `predictions` and `labels` are int64[N] on the CPU, in the data's order. These are
+    of the images as they are; `tta_accuracy` is with the test-time augmentation `tta`, None without one.
     """
 
     loss: float
@@ -45,6 +47,8 @@ class Evaluation:
     seconds: float
     predictions: Tensor
     labels: Tensor
+    tta: Tta = "none"
+    tta_accuracy: float | None = None
 
 
 def reduce(images: Tensor, size: int | None) -> Tensor:
@@ -54,9 +58,38 @@ def reduce(images: Tensor, size: int | None) -> Tensor:
     return F.interpolate(images, size=(size, size), mode="bilinear", antialias=True)
 
 
+def tta_logits(predict: Callable[[Tensor], Tensor], images: Tensor, logits: Tensor, tta: Tta) -> Tensor:
+    """Logits with test-time augmentation: a mean over views of each image.
+
+    `flip` is the mean over the image and its mirror. `shift` counts that by half, and by a quarter each the same of
+    two windows a pixel up and left, and down and right, of the image padded by reflection (airbench, Jordan 2024).
+
+    Args:
+        predict: images to floating [B, K].
+        images: floating [B, C, H, W].
+        logits: what it predicts of them.
+        tta: flip or shift.
+
+    Returns:
+        floating [B, K].
+    """
+    mean = (logits + predict(images.flip(-1))) / 2
+    if tta == "flip":
+        return mean
+    padded = F.pad(images, (1, 1, 1, 1), mode="reflect")
+    windows = (padded[:, :, :-2, :-2], padded[:, :, 2:, 2:])
+    return mean / 2 + sum((predict(window) + predict(window.flip(-1))) / 8 for window in windows)
+
+
 @torch.no_grad()
 def evaluate(
-    model: nn.Module, loader: Loader, runtime: Runtime, *, size: int | None = None, stop: StopRequest | None = None
+    model: nn.Module,
+    loader: Loader,
+    runtime: Runtime,
+    *,
+    size: int | None = None,
+    tta: Tta = "none",
+    stop: StopRequest | None = None,
 ) -> Evaluation:
     """Evaluate in eval mode: each sample counts once, and no running statistic moves.
 
@@ -65,20 +98,28 @@ def evaluate(
         loader: the data, in order and without augmentation.
         runtime: precision and device.
         size: side in pixels to which the images are reduced; None for their own.
+        tta: test-time augmentation, whose accuracy is found beside the plain one.
         stop: looked at between batches.
     """
+
+    def predict(images: Tensor) -> Tensor:
+        with runtime.autocast():  # one layout for all views, or what is compiled would be compiled again
+            logits: Tensor = model(images.contiguous(memory_format=runtime.memory_format))
+        return logits.float()
+
     started = time.perf_counter()
     was_training = model.training
     model.eval()
-    totals = Totals(runtime.device)
+    totals, tta_totals = Totals(runtime.device), Totals(runtime.device)
     predictions, truth = [], []
     try:
         for step in range(len(loader)):
             images, labels = loader.batch(0, step)
             images = reduce(images, size)
-            with runtime.autocast():
-                logits = model(images).float()
-            totals.add_no_sync(F.cross_entropy(logits, labels, reduction="sum"), logits, labels)
+            logits = predict(images)
+            totals.add_no_sync(logits, labels)
+            if tta != "none":
+                tta_totals.add_no_sync(tta_logits(predict, images, logits, tta), labels)
             predictions.append(logits.argmax(1))
             truth.append(labels)
             if stop is not None and stop.signum is not None:
@@ -94,6 +135,8 @@ def evaluate(
         seconds=time.perf_counter() - started,
         predictions=torch.cat(predictions).cpu()[real],
         labels=labels[real],
+        tta=tta,
+        tta_accuracy=tta_totals.read()[1] if tta != "none" else None,
     )
 
 
@@ -129,4 +172,6 @@ def test_stats(found: Evaluation, classes: tuple[str, ...]) -> TestStats:
         classes=classes,
         class_accuracies=tuple(float(x) for x in matrix.diagonal()),
         confusion=tuple(tuple(float(x) for x in row) for row in matrix),
+        tta=found.tta,
+        tta_accuracy=found.tta_accuracy,
     )

@@ -3,7 +3,7 @@
 Nothing here waits for the device except `Totals.read`.
 
     totals = Totals(device)
-    totals.add_no_sync(loss_sum, logits, labels)    # every step
+    totals.add_no_sync(logits, labels)              # every step
     loss, accuracy, samples = totals.read()         # once
 """
 
@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 __all__ = ["EpochStats", "TestStats", "Totals", "first_not_finite"]
@@ -22,8 +23,8 @@ class EpochStats:
 
     Losses are means over samples, accuracies fractions in [0, 1], times seconds.
     `evaluated` names the part of the data the evaluation columns are from ("validation" or, where
-    a split has no validation part, "test"); nothing is selected by it. An epoch that trains on
-    reduced images is evaluated on images reduced alike; `TestStats` are of the images' own size.
+    a split has no validation part, "test"); nothing is selected by it. An epoch is
+    evaluated on images of its last step's size; `TestStats` are of the images' own size.
     """
 
     epoch: int  # 1 is the first
@@ -46,7 +47,9 @@ class TestStats:
     """Evaluation on the test images, in eval mode.
 
     `confusion[i][j]` is the fraction of class i's images that were taken for class j (rows sum to
-    1); `class_accuracies[i]` is its diagonal. `classes` gives the names in that order.
+    1); `class_accuracies[i]` is its diagonal. `classes` gives the names in that order. All of it
+    is without test-time augmentation; `tta` names the one that `tta_accuracy` is with, None where
+    there was none. `seconds` were taken by both.
     """
 
     __test__ = False  # not a pytest class
@@ -58,10 +61,12 @@ class TestStats:
     classes: tuple[str, ...]
     class_accuracies: tuple[float, ...]
     confusion: tuple[tuple[float, ...], ...]
+    tta: str = "none"
+    tta_accuracy: float | None = None
 
 
 class Totals:
-    """Loss, correct predictions and samples, summed on `device`; padded samples (label < 0) don't count."""
+    """Loss, correct predictions and samples, summed on `device`; padded samples (label -100) don't count."""
 
     def __init__(self, device: torch.device) -> None:
         # float64 where the device has it (Apple's MPS has not): 10^4 losses summed in float32 lose digits
@@ -70,16 +75,16 @@ class Totals:
         self.correct = torch.zeros((), dtype=torch.int64, device=device)
         self.samples = torch.zeros((), dtype=torch.int64, device=device)
 
-    def add_no_sync(self, loss_sum: Tensor, logits: Tensor, labels: Tensor) -> None:
-        """Add one batch.
+    def add_no_sync(self, logits: Tensor, labels: Tensor) -> None:
+        """Add one batch: its cross-entropy, without label smoothing, and its correct predictions.
 
         Args:
-            loss_sum: scalar, the sum (not mean) of the losses of the batch's real samples.
-            logits: floating [B, K].
-            labels: int64[B], negative where a sample is padding.
+            logits: float32[B, K].
+            labels: int64[B], -100 where a sample is padding.
         """
-        self.loss += loss_sum.detach()
-        self.correct += (logits.detach().argmax(1) == labels).sum()
+        logits = logits.detach()
+        self.loss += F.cross_entropy(logits, labels, reduction="sum")
+        self.correct += (logits.argmax(1) == labels).sum()
         self.samples += (labels >= 0).sum()
 
     def read(self) -> tuple[float, float, int]:

@@ -1,52 +1,105 @@
-"""Optimisers and learning-rate schedules of the recipes; a schedule is a pure function of the step.
+"""Optimisers of the recipes, and what changes with the step: learning rate and resolution, pure functions of it.
 
 Example:
     optimizer = build_optimizer(model, recipe)
     set_learning_rate(optimizer, learning_rate(recipe, step, steps))
+    side = resolution(recipe, step, steps)    # pixels; None for the images' own
 """
 
+import itertools
+import math
+from typing import Any
+
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fastcifar.config import Recipe
+from fastcifar.muon import Muon
 
-__all__ = ["build_optimizer", "decay_no_sync", "learning_rate", "set_learning_rate"]
+__all__ = ["build_optimizer", "learning_rate", "resolution", "set_learning_rate"]
 
 
 def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """The recipe's optimiser, over two groups: what is decayed (matrices and filters), and what is not."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    groups = [{"params": [p for p in parameters if p.ndim > 1]}, {"params": [p for p in parameters if p.ndim <= 1]}]
-    # Decay is ours (`decay_no_sync`), the same for every optimiser; theirs stays off.
-    if recipe.optimizer == "sgd":
+    """The recipe's optimiser, over three groups: filters and hidden matrices, the head's matrix, vectors.
+
+    The head is the last `nn.Linear`. A group's `lr_scale` is its learning rate as a multiple of the recipe's, its
+    `decay` the weight decay, which each step applies first and decoupled (Loshchilov & Hutter 2019):
+    w <- (1 - lr * decay) * w. Where a GradScaler skips a step, it skips that too.
+    """
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    head = linear[-1].weight if linear else None
+    muon = recipe.optimizer == "muon"
+    matrices: dict[str, Any] = {
+        "params": [p for p in parameters if p.ndim > 1 and p is not head],
+        "lr_scale": 1.0,
+        "decay": 0.0 if muon else recipe.weight_decay,  # Muon fixes the norm
+    }
+    last: dict[str, Any] = {
+        "params": [p for p in parameters if p is head],
+        "lr_scale": recipe.head_lr,
+        "decay": recipe.weight_decay,
+    }
+    vectors: dict[str, Any] = {
+        "params": [p for p in parameters if p.ndim <= 1],
+        "lr_scale": recipe.vector_lr,
+        "decay": 0.0,
+    }
+    groups = [matrices, last, vectors]
+    optimizer: torch.optim.Optimizer
+    # Decay is ours, the same for every optimiser; theirs stays off.
+    if muon:
+        matrices |= {"orthogonal": True, "momentum": recipe.muon_momentum}
+        optimizer = Muon(groups, lr=recipe.lr, momentum=recipe.momentum)
+    elif recipe.optimizer == "sgd":
         nesterov = recipe.momentum > 0
-        return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=nesterov, foreach=True)
-    return torch.optim.Adam(groups, lr=recipe.lr, foreach=True)
-
-
-def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Set the learning rate of every group."""
-    for group in optimizer.param_groups:
-        group["lr"] = rate
+        optimizer = torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=nesterov, foreach=True)
+    else:
+        optimizer = torch.optim.Adam(groups, lr=recipe.lr, foreach=True)
+    optimizer.register_step_pre_hook(_decay_no_sync)
+    return optimizer
 
 
 @torch.no_grad()
-def decay_no_sync(optimizer: torch.optim.Optimizer, rate: float, weight_decay: float) -> None:
-    """Decoupled weight decay (Loshchilov & Hutter 2019): w <- (1 - rate * weight_decay) * w."""
-    if weight_decay:
-        weights: list[Tensor] = optimizer.param_groups[0]["params"]
-        torch._foreach_mul_(weights, 1 - rate * weight_decay)
+def _decay_no_sync(optimizer: torch.optim.Optimizer, *arguments: Any) -> None:
+    for group in optimizer.param_groups:
+        if group["decay"] and group["params"]:
+            torch._foreach_mul_(group["params"], 1 - group["lr"] * group["decay"])
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Set the learning rate of every group, each scaled by its own `lr_scale`."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["lr_scale"]
 
 
 def learning_rate(recipe: Recipe, step: int, steps: int) -> float:
     """The learning rate of step `step` (from 0) of `steps`.
 
-    `one-cycle` rises linearly to `recipe.lr` in the first `recipe.warmup` of the steps, then falls
-    linearly to 0 (Smith & Topin 2018, in its triangular form).
+    `one-cycle` and `cosine` rise linearly to `recipe.lr` in the first `recipe.warmup` of the steps, then fall to
+    `recipe.final_lr` of it: linearly (Smith & Topin 2018, in its triangular form), or as half a cosine
+    (Loshchilov & Hutter 2017).
     """
     if recipe.schedule == "constant":
         return recipe.lr
     peak = recipe.warmup * steps
     # the first step and the last both move the weights: positions are the steps' middles
     position = step + 0.5
-    return recipe.lr * (position / peak if position < peak else (steps - position) / (steps - peak))
+    if position < peak:
+        return recipe.lr * (position / peak)
+    left = (steps - position) / (steps - peak)
+    if recipe.schedule == "cosine":
+        left = (1 - math.cos(math.pi * left)) / 2
+    return recipe.lr * (recipe.final_lr + (1 - recipe.final_lr) * left)
+
+
+def resolution(recipe: Recipe, step: int, steps: int) -> int | None:
+    """The side in pixels to which step `step` (from 0) of `steps` reduces the images; None for their own.
+
+    A stage ends at the rounded sum of its fraction and those before it, which is where the next one begins.
+    """
+    ends = itertools.accumulate(fraction for _, fraction in recipe.resolutions)
+    for (side, _), end in zip(recipe.resolutions, ends, strict=True):
+        if step < round(end * steps):
+            return side
+    return None

@@ -113,8 +113,12 @@ def _section(heading: str, body: str) -> str:
 
 
 def _headline(test: TestStats, result: RunResult) -> str:
+    augmented: tuple[tuple[str, str], ...] = ()
+    if test.tta_accuracy is not None:
+        augmented = ((f"accuracy with test-time augmentation ({test.tta})", percent(test.tta_accuracy)),)
     facts = (
         ("test accuracy", percent(test.accuracy)),
+        *augmented,
         ("test loss", loss(test.loss)),
         ("parameters", count(result.parameters)),
         ("epochs", count(result.epochs)),

@@ -21,14 +21,26 @@ from rich.text import Text
 from fastcifar.formats import Columns, count, loss, percent, seconds
 from fastcifar.metrics import TestStats
 
-__all__ = ["clean", "default_console", "draw_bar", "print_facts", "print_panel", "print_test", "table_row"]
+__all__ = [
+    "clean",
+    "default_console",
+    "draw_bar",
+    "print_facts",
+    "print_panel",
+    "print_table",
+    "print_test",
+    "table_row",
+]
 
 
 def print_test(stats: TestStats, console: Console | None = None) -> None:
-    """Print a test's loss and accuracy, and the accuracy of each class in class order."""
+    """Print a test's loss and accuracy, with test-time augmentation too, and each class's accuracy in class order."""
     console = console if console is not None else default_console()
+    accuracy = percent(stats.accuracy)
+    if stats.tta_accuracy is not None:
+        accuracy += f"; {percent(stats.tta_accuracy)} with test-time augmentation ({stats.tta})"
     pairs = (
-        ("accuracy", percent(stats.accuracy)),
+        ("accuracy", accuracy),
         ("loss", loss(stats.loss)),
         ("images", f"{count(stats.samples)} in {seconds(stats.seconds)} s"),
     )
@@ -38,8 +50,8 @@ def print_test(stats: TestStats, console: Console | None = None) -> None:
     many = len(names) > 20
     length = max(0, min(8 if many else 24, width - longest - 10))
     cells = [
-        Text.assemble(f"{set_cell_size(name, longest)} {percent(accuracy):>8} ", *draw_bar(console, accuracy, length))
-        for name, accuracy in zip(names, stats.class_accuracies, strict=True)
+        Text.assemble(f"{set_cell_size(name, longest)} {percent(share):>8} ", *draw_bar(console, share, length))
+        for name, share in zip(names, stats.class_accuracies, strict=True)
     ]
     across = max(1, (width + 2) // (longest + length + 12)) if many else 1
     down = -(-len(cells) // across)
@@ -76,6 +88,36 @@ def print_panel(console: Console, title: str, pairs: Sequence[tuple[str, str]], 
     console.print(
         Panel(body, title=Text(title, "bold"), title_align="left", box=ROUNDED, expand=False, padding=padding)
     )
+
+
+def print_table(
+    title: str, rows: Sequence[Sequence[str]], notes: Sequence[str] = (), console: Console | None = None
+) -> None:
+    """Print rows of text under their header, then notes: with rules on a terminal, else in plain columns.
+
+    Args:
+        title: above the table.
+        rows: of one length, the header first; the first column names what the others say numbers of.
+        notes: lines below.
+        console: standard output if None.
+    """
+    console = console if console is not None else default_console()
+    (head, *body) = [[clean(console, cell) for cell in row] for row in rows]
+    if not console.is_terminal or console.is_dumb_terminal:
+        widths = [max(map(cell_len, column)) for column in zip(head, *body, strict=True)]
+        console.print(Text(clean(console, title)), soft_wrap=True)
+        for first, *others in (head, *body):
+            cells = [" " * (width - cell_len(cell)) + cell for cell, width in zip(others, widths[1:], strict=True)]
+            console.print(Text("  ".join([set_cell_size(first, widths[0]), *cells]).rstrip()), soft_wrap=True)
+    else:
+        table = Table(title=Text(clean(console, title), "bold"), title_justify="left", box=ROUNDED)
+        for index, name in enumerate(head):
+            table.add_column(Text(name), justify="right" if index else "left", overflow="fold")
+        for row in body:
+            table.add_row(*map(Text, row))
+        console.print(table)
+    for note in notes:
+        console.print(Text(clean(console, note)), soft_wrap=not console.is_terminal)
 
 
 def _is_narrow(console: Console) -> bool:

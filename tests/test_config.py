@@ -38,11 +38,25 @@ def test_recipe_fields_are_checked() -> None:
     good = RECIPES["fast"]
     for change in (
         {"optimizer": "rmsprop"},
-        {"schedule": "cosine"},
+        {"schedule": "step"},
+        {"final_lr": 1.5},
+        {"muon_momentum": -1},
+        {"vector_lr": -0.1},
+        {"head_lr": float("inf")},
+        {"averaging": "swa"},
+        {"averaging_every": 0},
+        {"averaging_decay": 1.01},
+        {"whiten": True},
+        {"norm_momentum": 0},
+        {"tta": "crop"},
         {"label_smoothing": 1.5},
         {"warmup": -0.1},
         {"momentum": "high"},
-        {"low_resolution": 2.5},
+        {"resolutions": 20},
+        {"resolutions": (20, 0.5)},
+        {"resolutions": ((20.5, 0.5),)},
+        {"resolutions": ((20, 0.0),)},
+        {"resolutions": ((20, 0.7), (24, 0.31))},
     ):
         (name,) = change
         with pytest.raises(ConfigError, match=name):
@@ -53,7 +67,8 @@ def test_configs_survive_json() -> None:
     config = TrainConfig(arch="small", data="a b/ü", lr=0.1, seed=2**63, amp=True)  # type: ignore[arg-type]
     assert config.data == Path("a b/ü")
     assert TrainConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
-    for recipe in RECIPES.values():
+    staged = dataclasses.replace(RECIPES["report"], resolutions=((20, 0.5), (26, 0.5)))
+    for recipe in (*RECIPES.values(), staged):
         assert Recipe.from_json(json.loads(json.dumps(dataclasses.asdict(recipe)))) == recipe
 
 
@@ -69,4 +84,6 @@ def test_the_report_recipe_is_the_reports() -> None:
     assert (recipe.optimizer, recipe.lr, recipe.batch_size, recipe.epochs) == ("adam", 1e-3, 32, 20)
     assert (recipe.scaling, recipe.augment, recipe.split, recipe.schedule) == ("raw", Augment(), "report", "constant")
     assert not recipe.drop_last
-    assert recipe.label_smoothing == recipe.weight_decay == recipe.low_resolution == 0
+    assert recipe.label_smoothing == recipe.weight_decay == recipe.final_lr == 0
+    assert recipe.averaging == recipe.whiten == recipe.tta == "none"
+    assert (recipe.resolutions, recipe.head_lr, recipe.vector_lr, recipe.norm_momentum) == ((), 1.0, 1.0, 0.1)

@@ -91,6 +91,15 @@ def test_numbers_are_there(tmp_path):
     assert '"torch": "2.13.0"' in environment
 
 
+def test_test_time_augmentation_stands_beside_the_plain_accuracy(tmp_path):
+    test = replace(make_test(), accuracy=0.91, tta="shift", tta_accuracy=0.9234)
+    page = Page(make_page(tmp_path, test=test))
+    facts = dict(zip(page.text["dt"], page.text["dd"], strict=True))
+    assert facts["test accuracy"] == "91.00 %"
+    assert facts["accuracy with test-time augmentation (shift)"] == "92.34 %"
+    assert "test-time augmentation" not in make_page(tmp_path)
+
+
 @pytest.mark.parametrize(("evaluated", "header"), [("validation", "val acc"), ("test", "test acc")])
 def test_the_evaluated_part_is_named(tmp_path, evaluated, header):
     page = Page(make_page(tmp_path, history=make_epochs(2, evaluated=evaluated)))

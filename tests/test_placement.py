@@ -3,6 +3,7 @@
 import gc
 import mmap
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -274,6 +275,26 @@ def test_free_memory_within_a_cgroup(tmp_path: Path, monkeypatch: pytest.MonkeyP
     (tmp_path / "sys/fs/cgroup/memory/c/memory.limit_in_bytes").write_text("900000\n")
     (tmp_path / "sys/fs/cgroup/memory/c/memory.usage_in_bytes").write_text("1000000\n")
     assert memory.free_memory(CPU) == 0
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
+def test_freed_memory_is_kept() -> None:
+    code = """
+import resource, sys, torch
+from fastcifar.memory import keep_freed
+assert sys.argv[1] == "no" or keep_freed()
+for turn in range(5):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for size in (16, 40, 25):
+        torch.zeros(size << 20, dtype=torch.uint8) + 1
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+    faults = {
+        word: int(subprocess.run([sys.executable, "-c", code, word], capture_output=True, check=True).stdout)
+        for word in ("no", "yes")
+    }
+    assert faults["no"] > 1_000
+    assert faults["yes"] < 100
 
 
 @pytest.mark.parametrize("option", [{"block_size": 0}, {"window": 2**31}])

@@ -317,6 +317,16 @@ def test_print_test_can_be_recorded():
     assert "<svg" in console.export_svg()
 
 
+@pytest.mark.parametrize("width", [40, 80])
+def test_print_test_shows_test_time_augmentation_beside_the_plain_accuracy(width):
+    console = Console(record=True, force_terminal=True, width=width, file=io.StringIO())
+    print_test(replace(make_test(), accuracy=0.91, tta="flip", tta_accuracy=0.9234), console)
+    text = " ".join(console.export_text().replace("\u2502", " ").split())
+    assert "accuracy 91.00 %; 92.34 % with test-time augmentation (flip)" in text
+    print_test(make_test(), console)
+    assert "augmentation" not in console.export_text()
+
+
 def run_script(body, **options):
     """Run `body` in a process of its own, with `play` and the rest of this module at hand."""
     prelude = f"import sys; sys.path.insert(0, {str(ROOT)!r})\nfrom tests.test_reporter import *\n"

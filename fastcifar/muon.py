@@ -1,0 +1,129 @@
+"""Muon: momentum whose step is orthogonalised, for filters and hidden matrices (Jordan et al. 2024).
+
+A gradient matrix is mostly a few large singular values; its orthogonalised form moves every direction alike. Filters
+[out, in, kh, kw] count as matrices [out, in * kh * kw]. Groups not marked `orthogonal` get plain SGD in Nesterov's
+form, so that one optimiser holds the whole net.
+
+    groups = [{"params": matrices, "orthogonal": True}, {"params": vectors, "momentum": 0.9}]
+    optimizer = Muon(groups, lr=0.1, momentum=0.6)
+    optimizer.step()
+"""
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["Muon", "orthogonalize"]
+
+_COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # Jordan et al. 2024: tuned for the slope at 0, not for convergence to 1
+_STEPS = 3  # of 5 in the article: airbench found 3 to be enough for these nets
+_TINY = 1e-7  # keeps a gradient or a weight of zeros finite
+
+
+class Muon(torch.optim.Optimizer):
+    """Orthogonalised momentum for groups with `orthogonal=True`, Nesterov's SGD for the others.
+
+    An orthogonal group's weights are first set to the Frobenius norm sqrt(rows), one for each filter: a normalisation
+    follows each of them, so their scale changes nothing but how far a step turns them. The update has singular values
+    near 1, so a norm near sqrt(min(rows, columns)): `lr` is the length of a step relative to the weights, whatever the
+    layer's size, and stays that all through the run. Weight decay would do nothing here.
+
+    Args:
+        groups: parameter groups; each may set `lr`, `momentum` and `orthogonal`. Parameters of an orthogonal group
+            are floating [rows, ...], with at least two dimensions.
+        lr: learning rate.
+        momentum: from 0 to 1; the gradient used is grad + momentum * buffer, of a buffer that has it already.
+    """
+
+    def __init__(self, groups: Iterable[dict[str, Any]], *, lr: float, momentum: float) -> None:
+        super().__init__(groups, {"lr": lr, "momentum": momentum, "orthogonal": False})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Move every parameter that has a gradient; nothing waits for the device."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
+            if not parameters:
+                continue
+            updates = self._momentum(parameters, group["momentum"])
+            if group["orthogonal"]:
+                _rescale(parameters)
+                updates = _orthogonalize_each(updates)
+            torch._foreach_add_(parameters, updates, alpha=-group["lr"])
+        return loss
+
+    def _momentum(self, parameters: list[Tensor], momentum: float) -> list[Tensor]:
+        """Nesterov's form, as in `torch.optim.SGD`: buffer <- momentum * buffer + grad; grad + momentum * buffer."""
+        for parameter in parameters:
+            if not self.state[parameter]:
+                self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        buffers = [self.state[parameter]["momentum_buffer"] for parameter in parameters]
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        torch._foreach_mul_(buffers, momentum)
+        torch._foreach_add_(buffers, gradients)
+        return list(torch._foreach_add(gradients, buffers, alpha=momentum))
+
+
+def _rescale(parameters: list[Tensor]) -> None:
+    """Give each the Frobenius norm sqrt(rows)."""
+    norms = list(torch._foreach_norm(parameters))
+    torch._foreach_clamp_min_(norms, _TINY)
+    torch._foreach_div_(norms, [math.sqrt(len(parameter)) for parameter in parameters])
+    torch._foreach_div_(parameters, norms)
+
+
+def _orthogonalize_each(updates: list[Tensor]) -> list[Tensor]:
+    """Orthogonalise each, those of one shape in one batch: a GPU's time here is launches."""
+    wide = [update.reshape(len(update), -1) for update in updates]
+    wide = [matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T for matrix in wide]
+    places: dict[torch.Size, list[int]] = {}
+    for index, matrix in enumerate(wide):
+        places.setdefault(matrix.shape, []).append(index)
+    found = list(updates)
+    for indices in places.values():
+        batch = orthogonalize(torch.stack([wide[index] for index in indices]))
+        for index, matrix in zip(indices, batch.unbind(), strict=True):
+            like = updates[index]
+            found[index] = (matrix if matrix.shape[0] == len(like) else matrix.T).reshape(like.shape)
+    return found
+
+
+def orthogonalize(matrices: Tensor) -> Tensor:
+    """Singular values moved towards 1, singular vectors kept: the quintic Newton-Schulz iteration.
+
+    The iteration is X <- (a + b A + c A A) X with A = X X^T, three times (Jordan et al. 2024). Each factor is a
+    polynomial in the first A, so all three are multiplied together as small rows x rows matrices and X is touched
+    twice, not six times: 2.4 times fewer operations for 512 filters of 4,608 values, the same result but for
+    rounding.
+
+    Args:
+        matrices: float32[N, R, C] with R <= C.
+
+    Returns:
+        float32[N, R, C]; on CUDA the products with X are in bfloat16, those of the small matrices in float32.
+    """
+    x = matrices / matrices.norm(dim=(1, 2), keepdim=True).clamp_min(_TINY)
+    if x.device.type == "cuda":
+        x = x.bfloat16()
+    gram = torch.bmm(x, x.mT).float()
+    product = factor = _factor(gram)
+    for _ in range(_STEPS - 1):
+        gram = torch.bmm(factor, torch.bmm(factor, gram))  # of the new X: the two commute
+        factor = _factor(gram)
+        product = torch.bmm(factor, product)
+    return torch.bmm(product.to(x.dtype), x).float()
+
+
+def _factor(gram: Tensor) -> Tensor:
+    """The polynomial a I + b A + c A A of each of a batch of square matrices."""
+    a, b, c = _COEFFICIENTS
+    factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+    factor.diagonal(dim1=1, dim2=2).add_(a)
+    return factor
