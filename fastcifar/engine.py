@@ -10,7 +10,7 @@ import dataclasses
 import json
 from pathlib import Path
 
-from fastcifar import checkpoint, runs, runtime
+from fastcifar import checkpoint, memory, runs, runtime
 from fastcifar.config import Recipe, TrainConfig
 from fastcifar.data.datasets import open_store
 from fastcifar.data.store import ArrayStore
@@ -21,9 +21,9 @@ from fastcifar.metrics import TestStats
 from fastcifar.nets import build_model, check_image_size, find_arch
 from fastcifar.recipes import resolve
 from fastcifar.reporter import JsonLinesReporter, NullReporter, Reporter, TeeReporter
-from fastcifar.trainer import Trainer, train_epoch
+from fastcifar.trainer import load_weights, train_epoch
 
-__all__ = ["FitResult", "evaluate", "evaluate_run", "fit", "train_epoch"]
+__all__ = ["FitResult", "evaluate", "evaluate_run", "fit", "open_data", "train_epoch"]
 
 
 def fit(config: TrainConfig, *, reporter: Reporter | None = None) -> FitResult:
@@ -46,9 +46,11 @@ def fit(config: TrainConfig, *, reporter: Reporter | None = None) -> FitResult:
     rt = runtime.choose(config)
     saved = checkpoint.load_newest(resumed.checkpoints) if resumed else None
     run = resumed or runs.create(config, recipe)
+    if rt.device.type == "cpu":
+        memory.keep_freed()
     try:
         with runtime.raise_on_sigterm():
-            store = (_recorded_store(run) if resumed else None) or _open(config, reporter)
+            store = (_recorded_store(run) if resumed else None) or open_data(config, reporter)
             job = Job(run, rt, store, TeeReporter(reporter, JsonLinesReporter(run.path / "metrics.jsonl")), saved)
         with runtime.catch_stop() as stop:
             return job.train(stop)
@@ -80,20 +82,20 @@ def evaluate_run(path: Path, *, device: str = "auto", reporter: Reporter | None 
     for line in saved.skipped:
         reporter.message(line)
     check_options(run, saved)
-    store = _recorded_store(run) or _open(run.config, reporter)
+    store = _recorded_store(run) or open_data(run.config, reporter)
     if store.digest != saved.state["loader"]["digest"]:
         raise CheckpointError(f"{saved.path} was trained on other data than {store.path} holds")
     model = build_model(run.config.arch, num_classes=len(store.classes), in_channels=store.image_shape[2])
-    trainer = Trainer(model, run.recipe, rt, steps=1)
-    trainer.restore(saved.model, saved.training, saved.step)
+    load_weights(model, saved.model)
+    model.to(rt.device, memory_format=rt.memory_format)  # type: ignore[call-overload]
     loader = eval_loader(store, f"{run.recipe.split}/test", run.recipe, rt)
-    return test_stats(evaluate(trainer.model, loader, rt), store.classes)
+    return test_stats(evaluate(model, loader, rt, tta=run.recipe.tta), store.classes)
 
 
 def _check(config: TrainConfig, recipe: Recipe) -> None:
     find_arch(config.arch)
-    if recipe.low_resolution:
-        check_image_size(recipe.low_resolution, recipe.low_resolution)
+    for side, _ in recipe.resolutions:
+        check_image_size(side, side)
 
 
 def _recorded_store(run: runs.Run) -> ArrayStore | None:
@@ -106,7 +108,12 @@ def _recorded_store(run: runs.Run) -> ArrayStore | None:
         return None
 
 
-def _open(config: TrainConfig, reporter: Reporter) -> ArrayStore:
+def open_data(config: TrainConfig, reporter: Reporter) -> ArrayStore:
+    """The store that `config` names; what isn't there yet is fetched and converted.
+
+    Raises:
+        ConfigError, DataError: it cannot be had, or the nets cannot take its images.
+    """
     dataset = Path(config.dataset).name
     with (
         reporter.transfer(f"fetching {dataset}", "bytes") as fetching,

@@ -12,15 +12,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from fastcifar import checkpoint, runs
+from fastcifar.config import Tta
 from fastcifar.data.store import ArrayStore
 from fastcifar.errors import CheckpointError, ConfigError, DivergedError, StoppedError
 from fastcifar.evaluation import Evaluation, StopSeenError, eval_loader, evaluate, test_stats
 from fastcifar.loader import Loader
 from fastcifar.metrics import EpochStats, TestStats, first_not_finite
 from fastcifar.nets import build_model, count_parameters
+from fastcifar.profiling import StepProfiler
+from fastcifar.recipes import describe
 from fastcifar.reporter import Reporter, RunResult, RunSummary
 from fastcifar.runtime import Runtime, StopRequest, environment, is_compile_error, seed_everything
 from fastcifar.trainer import Trainer, train_epoch
+from fastcifar.whitening import first_convolution, first_images, whiten_
 
 __all__ = ["FitResult", "Job", "check_options"]
 
@@ -57,16 +61,30 @@ class Job:
         )
         if f"{recipe.split}/test" not in store.split_names():
             raise ConfigError(f"{store.name} has no test images in split {recipe.split!r}: convert it with a test part")
+        for side, _ in recipe.resolutions:
+            if side >= (own := min(store.image_shape[:2])):
+                raise ConfigError(f"resolutions: a stage of {side} pixels must be below the images' {own}, or left out")
         images = len(self.loader.dataset)
         if len(self.loader) == 0:
             raise ConfigError(f"batch_size {recipe.batch_size} is more than the {images} training images")
         if not recipe.drop_last and images % recipe.batch_size == 1:
             raise ConfigError(f"batch_size {recipe.batch_size} leaves one of {images} images over: choose another")
         self.eval_loader = eval_loader(store, f"{recipe.split}/{self.evaluated}", recipe, rt)
+        steps = recipe.epochs * len(self.loader)
+        if recipe.averaging != "none" and recipe.averaging_every > steps:
+            raise ConfigError(f"averaging_every {recipe.averaging_every} is more than the run's {steps} steps")
         seed_everything(config.seed)
         model = build_model(config.arch, num_classes=len(store.classes), in_channels=store.image_shape[2])
-        self.parameters = count_parameters(model)
-        self.trainer = Trainer(model, recipe, rt, steps=recipe.epochs * len(self.loader))
+        self.parameters = count_parameters(model)  # of the net as it is drawn: none is frozen yet
+        started = time.perf_counter()
+        if recipe.whiten != "none":
+            convolution = first_convolution(model)
+            if saved is None:  # else the checkpoint has the filters
+                whiten_(convolution, first_images(eval_loader(store, f"{recipe.split}/train", recipe, rt)))
+            convolution.weight.requires_grad_(recipe.whiten != "frozen")
+        self.whiten_seconds = time.perf_counter() - started
+        self.trainer = Trainer(model, recipe, rt, steps=steps)
+        self.profiler = StepProfiler(run.path / "profile", rt.device, tell=reporter.message, enabled=config.profile)
         self.history: list[EpochStats] = []
         self.epoch = 0  # the running one, from 0
         self.elapsed = 0.0  # seconds of it before the run was stopped and resumed
@@ -81,12 +99,13 @@ class Job:
         run.write(self.environment, resumed=self.saved is not None)
         try:
             reporter.start(self._summary(), self.history)
-            warmup_seconds = self._warm_up()
+            warmup_seconds = self.whiten_seconds + self._warm_up()
             last = None
             while self.epoch < recipe.epochs:
                 last = self._epoch(stop)
-            done = self.evaluated == "test" and self._size(recipe.epochs - 1) is None
-            found = last if last is not None and done else self._evaluate("test", stop)
+            last_size = self.trainer.resolution(self.trainer.steps - 1)
+            done = self.evaluated == "test" and last_size is None and recipe.tta == "none"
+            found = last if last is not None and done else self._evaluate("test", stop, tta=recipe.tta)
             result = self._finish(test_stats(found, self.store.classes), warmup_seconds)
         except StopSeenError as seen:
             self._save()
@@ -108,13 +127,14 @@ class Job:
             if position["epoch"] == self.epoch:  # else the run was stopped in this epoch's evaluation
                 if position["step"] == 0:
                     trainer.start_epoch()
-                train_epoch(trainer, self.loader, self.reporter, size=self._size(self.epoch), stop=stop)
+                with self.profiler as profiler:
+                    train_epoch(trainer, self.loader, self.reporter, stop=stop, step_done=profiler.step)
             loss, accuracy, samples = trainer.totals.read()
         finally:
             self.elapsed = time.perf_counter() - started
         if not math.isfinite(loss):
             raise self._diverged(f"the training loss became {loss}")
-        found = self._evaluate(self.evaluated, stop, size=self._size(self.epoch))
+        found = self._evaluate(self.evaluated, stop, size=trainer.resolution(trainer.step - 1))
         stats = EpochStats(
             epoch=self.epoch + 1,
             epochs=recipe.epochs,
@@ -137,18 +157,13 @@ class Job:
         self.reporter.epoch_end(stats)
         return found
 
-    def _size(self, epoch: int) -> int | None:
-        """The side in pixels to which epoch `epoch` reduces the images; None for their own."""
-        recipe = self.trainer.recipe
-        low = epoch < int(recipe.epochs * recipe.low_resolution_part) and recipe.low_resolution > 0
-        return recipe.low_resolution if low else None
-
-    def _evaluate(self, part: str, stop: StopRequest, *, size: int | None = None) -> Evaluation:
+    def _evaluate(self, part: str, stop: StopRequest, *, size: int | None = None, tta: Tta = "none") -> Evaluation:
         self.reporter.evaluate_start(part)
         loader = self.eval_loader
         if part != self.evaluated:
             loader = eval_loader(self.store, f"{self.trainer.recipe.split}/{part}", self.trainer.recipe, self.rt)
-        return evaluate(self.trainer.model, loader, self.rt, size=size, stop=stop)
+        with self.trainer.evaluating():
+            return evaluate(self.trainer.model, loader, self.rt, size=size, tta=tta, stop=stop)
 
     def _warm_up(self) -> float:
         """Compile what is compiled on first use; training times are free of it. Seconds taken."""
@@ -156,10 +171,9 @@ class Job:
         batches = [self.loader.batch(0, step) for step in sorted({0, len(self.loader) - 1})]
         if self.rt.compile or self.rt.device.type == "cuda":
             by_length = {len(batch.labels): batch for batch in batches}  # the last may be short
-            sizes = tuple(dict.fromkeys(self._size(epoch) for epoch in range(self.epoch, self.trainer.recipe.epochs)))
             evaluation = self.eval_loader.batch(0, 0).images
             try:
-                self.trainer.warm_up(tuple(by_length.values()), evaluation, sizes=sizes)
+                self.trainer.warm_up(tuple(by_length.values()), evaluation)
             except Exception as error:
                 if not is_compile_error(error):
                     raise
@@ -174,13 +188,13 @@ class Job:
         return DivergedError(f"{what} {where}: try a lower --lr{kept}")
 
     def _save(self) -> None:
-        model, training = self.trainer.model.state_dict(), self.trainer.tensors()
-        if (name := first_not_finite({**model, **training})) is not None:
+        weights, training = self.trainer.weights(), self.trainer.tensors()
+        if (name := first_not_finite({**weights, **training})) is not None:
             raise self._diverged(f"{name} is no longer finite")
         checkpoint.save(
             self.run.checkpoints,
             step=self.trainer.step,
-            model=model,
+            model=weights,
             training=training,
             state={
                 "config_hash": self.run.config_hash(),
@@ -215,11 +229,8 @@ class Job:
             notices.append("the data are an unverified copy: their checksum is not the published one")
         if store.name == "digits":
             notices.append("digits are a small stand-in; CIFAR-10: --dataset cifar10, fetched once, or --data FILE")
-        low = sum(self._size(epoch) is not None for epoch in range(recipe.epochs))
-        size = f", the first {low} at {recipe.low_resolution} pixels a side" if low else ""
         images = f"{len(self.loader.dataset):,} training, {len(self.eval_loader.dataset):,} {self.evaluated} images"
         megabytes = store.images.nbytes / 1e6
-        how = f"{recipe.optimizer}, lr {recipe.lr:g} {recipe.schedule}, batch {recipe.batch_size}"
         return RunSummary(
             title=run.title,
             choices=(
@@ -229,7 +240,7 @@ class Job:
                     "data",
                     f"{store.name}{'' if store.verified else ' (an unverified copy)'}, split {recipe.split}: {images}",
                 ),
-                ("recipe", f"{run.config.recipe}: {how}, {recipe.epochs} epochs{size}"),
+                ("recipe", f"{run.recipe_title}: {describe(recipe)}"),
                 ("net", f"{run.config.arch}, {self.parameters:,} parameters, seed {run.config.seed}"),
                 ("run", str(run.path)),
             ),

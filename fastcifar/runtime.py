@@ -36,8 +36,11 @@ __all__ = [
     "environment",
     "find_device",
     "is_compile_error",
+    "limit_threads",
     "local_seed",
+    "quiet_profiler",
     "raise_on_sigterm",
+    "request_stop",
     "seed_everything",
 ]
 
@@ -182,6 +185,11 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
+def quiet_profiler() -> None:
+    """Keep torch's profiler from writing lines of its own to standard error; a level that the user set stays."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # read when a process first profiles; 6 is enough in torch 2.13
+
+
 @contextlib.contextmanager
 def local_seed(seed: int, device: torch.device) -> Iterator[None]:
     """Seed torch's generators of the CPU and of `device`, and put them back afterwards.
@@ -222,6 +230,11 @@ def environment() -> dict[str, Any]:
     }
 
 
+def limit_threads(threads: int) -> None:
+    """Compute with that many threads in this process; the CPU kernel asks torch, so this holds for it too."""
+    torch.set_num_threads(threads)
+
+
 @dataclasses.dataclass
 class StopRequest:
     """The signal that asked the run to stop, or None."""
@@ -246,11 +259,22 @@ def catch_stop() -> Iterator[StopRequest]:
         request.signum = signal.Signals(number)
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    _open_requests.append(request)
     try:
         yield request
     finally:
+        _open_requests.pop()
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+_open_requests: list[StopRequest] = []
+
+
+def request_stop() -> None:
+    """Stop this process's run as SIGTERM does, from any thread, unless it is stopping already."""
+    if all(request.signum is None for request in _open_requests):
+        signal.raise_signal(signal.SIGTERM)
 
 
 @contextlib.contextmanager

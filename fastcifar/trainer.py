@@ -6,22 +6,25 @@ Example:
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastcifar.averaging import Averaging
 from fastcifar.config import Recipe
 from fastcifar.errors import CheckpointError
 from fastcifar.evaluation import StopSeenError, reduce
 from fastcifar.loader import Batch, Loader
 from fastcifar.metrics import Totals
-from fastcifar.optim import build_optimizer, decay_no_sync, learning_rate, set_learning_rate
+from fastcifar.optim import build_optimizer, learning_rate, resolution, set_learning_rate
+from fastcifar.profiling import phase_scope, scoped_batches
 from fastcifar.reporter import Reporter
 from fastcifar.runtime import Runtime, StopRequest
 
-__all__ = ["Trainer", "train_epoch"]
+__all__ = ["Trainer", "load_weights", "train_epoch"]
 
 
 class Trainer:
@@ -29,9 +32,9 @@ class Trainer:
 
     Args:
         model: the net; moved to the runtime's device and memory format, and compiled where it says so.
-        recipe: optimiser, schedule, loss.
+        recipe: optimiser, schedules, loss, averaging, and the momentum of every BatchNorm.
         runtime: device, precision, layout.
-        steps: in the whole run, for the schedule.
+        steps: in the whole run, for the schedules.
     """
 
     def __init__(self, model: nn.Module, recipe: Recipe, runtime: Runtime, *, steps: int) -> None:
@@ -40,7 +43,11 @@ class Trainer:
         self.runtime = runtime
         self.steps = steps
         self.step = 0  # done
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+                module.momentum = recipe.norm_momentum
         self.optimizer = build_optimizer(model, recipe)
+        self.averaging = Averaging(model, recipe, steps=steps)
         self.scaler = torch.amp.GradScaler(runtime.device.type, enabled=runtime.scale_gradients)
         self.totals = Totals(runtime.device)
         if runtime.compile:
@@ -50,61 +57,78 @@ class Trainer:
         """Begin to sum anew."""
         self.totals = Totals(self.runtime.device)
 
-    def step_no_sync(self, images: Tensor, labels: Tensor, *, size: int | None = None) -> None:
+    def step_no_sync(self, images: Tensor, labels: Tensor) -> None:
         """One optimiser step on one batch.
 
         Args:
             images: floating [B, C, H, W].
             labels: int64[B], or float32[B, K] of mixed images.
-            size: side in pixels to which the images are reduced first.
         """
-        rate = self.learning_rate(self.step)
-        set_learning_rate(self.optimizer, rate)
-        logits, loss = self._loss(images, labels, size)
-        torch.autograd.backward(self.scaler.scale(loss))
-        decay_no_sync(self.optimizer, rate, self.recipe.weight_decay)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.zero_grad()
+        set_learning_rate(self.optimizer, self.learning_rate(self.step))
+        logits, loss = self._loss(images, labels, self.resolution(self.step))
+        with phase_scope("backward"):
+            torch.autograd.backward(self.scaler.scale(loss))
+        with phase_scope("optimiser"):
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+            self.optimizer.zero_grad()
+            self.averaging.update_no_sync(self.step + 1)
         # what is reported is free of label smoothing, as in evaluation; of mixed samples, the larger share counts
-        labels = labels if labels.dim() == 1 else labels.argmax(1)
-        self.totals.add_no_sync(F.cross_entropy(logits.detach(), labels, reduction="sum"), logits, labels)
+        with phase_scope("totals"):
+            labels = labels if labels.dim() == 1 else labels.argmax(1)
+            self.totals.add_no_sync(logits, labels)
         self.step += 1
 
     def learning_rate(self, step: int) -> float:
         """The learning rate of step `step`, from 0."""
         return learning_rate(self.recipe, step, self.steps)
 
-    def warm_up(self, batches: Sequence[Batch], eval_images: Tensor, *, sizes: tuple[int | None, ...]) -> None:
+    def resolution(self, step: int) -> int | None:
+        """The side in pixels to which step `step`, from 0, reduces the images; None for their own."""
+        return resolution(self.recipe, step, self.steps)
+
+    def evaluating(self) -> AbstractContextManager[None]:
+        """Within the block `model` is the net to evaluate: its average where the recipe averages."""
+        return self.averaging.swapped()
+
+    def warm_up(self, batches: Sequence[Batch], eval_images: Tensor) -> None:
         """Compile, and let the device choose its algorithms, for all shapes to come; the net is afterwards as it was.
 
         Args:
             batches: a training batch of each length.
             eval_images: floating [B, C, H, W], an evaluation batch.
-            sizes: sides in pixels that training will run at; None for the images' own.
         """
+        ahead = dict.fromkeys(self.resolution(step) for step in range(self.step, self.steps))
         before = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
-        for size in sizes:
+        for size in ahead:
             for images, labels in batches:
                 torch.autograd.backward(self._loss(images, labels, size)[1])
         self.optimizer.zero_grad()
         with torch.no_grad(), self.runtime.autocast():
-            for size in {*sizes, None}:  # None: the test
+            # the last step's too: the run may have been stopped in its epoch's evaluation; None: the test
+            for size in dict.fromkeys((self.resolution(max(self.step - 1, 0)), *ahead, None)):
                 self.model.eval()(reduce(eval_images, size))
         self.model.train()
         self.model.load_state_dict(before)
         self.totals.read()  # waits for the device: the time taken is counted here
 
     def _loss(self, images: Tensor, labels: Tensor, size: int | None) -> tuple[Tensor, Tensor]:
-        images = reduce(images, size)
-        with self.runtime.autocast():
+        with phase_scope("resolution"):
+            images = reduce(images, size)
+        with phase_scope("forward"), self.runtime.autocast():
             logits: Tensor = self.model(images)
-        logits = logits.float()
-        return logits, F.cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing)
+        with phase_scope("loss"):
+            logits = logits.float()
+            return logits, F.cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing)
+
+    def weights(self) -> dict[str, Tensor]:
+        """The state of the net to evaluate, as `evaluating` has it."""
+        return {**self.model.state_dict(), **self.averaging.averages()}
 
     def tensors(self) -> dict[str, Tensor]:
-        """Everything but the net that the next step depends on, and the epoch's sums."""
+        """Everything but `weights` that the next step depends on, and the epoch's sums."""
         found = {f"metrics.{name}": tensor for name, tensor in self.totals.state_dict().items()}
+        found |= self.averaging.tensors()
         for index, state in self.optimizer.state_dict()["state"].items():
             found |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in state.items()}
         if self.runtime.scale_gradients:
@@ -113,20 +137,14 @@ class Trainer:
             found["scaler.growth"] = torch.tensor(scale["_growth_tracker"])
         return found
 
-    def restore(self, model: Mapping[str, Tensor], training: Mapping[str, Tensor], step: int) -> None:
-        """Take over what `model.state_dict()` and `tensors()` gave.
+    def restore(self, weights: Mapping[str, Tensor], training: Mapping[str, Tensor], step: int) -> None:
+        """Take over what `weights()` and `tensors()` gave.
 
         Raises:
-            CheckpointError: the tensors are of another net or optimiser; the first one is named.
+            CheckpointError: the tensors are of another net; the first one is named.
         """
-        own = self.model.state_dict()
-        for name in sorted(own.keys() ^ model.keys()):
-            raise CheckpointError(f"the checkpoint is of another net: {name} is only in one of them")
-        for name, tensor in own.items():
-            if tensor.shape != model[name].shape:
-                shapes = f"{list(model[name].shape)} instead of {list(tensor.shape)}"
-                raise CheckpointError(f"the checkpoint is of another net: {name} has shape {shapes}")
-        self.model.load_state_dict(dict(model))
+        load_weights(self.model, weights)
+        self.averaging.restore(training)
         state: dict[int, dict[str, Tensor]] = {}
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         for name, tensor in training.items():
@@ -146,8 +164,29 @@ class Trainer:
         self.step = step
 
 
+def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Load a checkpoint's net.
+
+    Raises:
+        CheckpointError: the tensors are of another net; the first one is named.
+    """
+    own = model.state_dict()
+    for name in sorted(own.keys() ^ weights.keys()):
+        raise CheckpointError(f"the checkpoint is of another net: {name} is only in one of them")
+    for name, tensor in own.items():
+        if tensor.shape != weights[name].shape:
+            shapes = f"{list(weights[name].shape)} instead of {list(tensor.shape)}"
+            raise CheckpointError(f"the checkpoint is of another net: {name} has shape {shapes}")
+    model.load_state_dict(dict(weights))
+
+
 def train_epoch(
-    trainer: Trainer, loader: Loader, reporter: Reporter, *, size: int | None, stop: StopRequest | None = None
+    trainer: Trainer,
+    loader: Loader,
+    reporter: Reporter,
+    *,
+    stop: StopRequest | None = None,
+    step_done: Callable[[], None] = lambda: None,
 ) -> None:
     """Train from the loader's position to the end of its epoch.
 
@@ -155,15 +194,16 @@ def train_epoch(
         trainer: moved by one step a batch.
         loader: the training data.
         reporter: told of each step.
-        size: side in pixels to which the images are reduced; None for their own.
         stop: looked at after each step.
+        step_done: called after each step; `StepProfiler.step` takes ten of them apart.
     """
     trainer.model.train()
     started, seen = time.perf_counter(), 0
     first, steps = int(loader.state_dict()["step"]), len(loader)
-    for done, (images, labels) in enumerate(loader, first + 1):
-        trainer.step_no_sync(images, labels, size=size)
+    for done, (images, labels) in enumerate(scoped_batches(loader), first + 1):
+        trainer.step_no_sync(images, labels)
         seen += len(labels)
         reporter.train_step(done, steps, seen / (time.perf_counter() - started))
+        step_done()
         if stop is not None and stop.signum is not None:
             raise StopSeenError(stop.signum)

@@ -19,13 +19,14 @@ from fastcifar.data.store import ArrayStore
 from fastcifar.data.writer import SourceFile, write_store
 from fastcifar.engine import evaluate, evaluate_run, fit
 from fastcifar.errors import CheckpointError, ConfigError, DivergedError, FastcifarError, OutputError, StoppedError
-from fastcifar.evaluation import eval_loader
+from fastcifar.evaluation import eval_loader, tta_logits
 from fastcifar.loader import Batch
 from fastcifar.metrics import EpochStats
 from fastcifar.nets import ARCHS, Arch, build_model
 from fastcifar.recipes import RECIPES
 from fastcifar.reporter import NullReporter
 from fastcifar.trainer import Trainer
+from fastcifar.whitening import whiten_
 
 TINY = Arch(blocks=((4,), (4,), (4,), (4,)), hidden=(8,))
 
@@ -43,7 +44,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
 
     def images(count: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
         labels = generator.integers(0, 3, count)
-        noise = generator.integers(0, 60, (count, 20, 20, 3))
+        noise = generator.integers(0, 60, (count, 22, 22, 3))
         return (noise + 70 * labels[:, None, None, None]).astype(np.uint8), labels
 
     path = tmp_path_factory.mktemp("engine") / "bright"
@@ -165,11 +166,42 @@ def test_equal_seeds_give_equal_weights_and_others_do_not(data: str) -> None:
     assert not torch.equal(weights(Path("a"))["classifier.1.weight"], weights(Path("c"))["classifier.1.weight"])
 
 
-@pytest.mark.parametrize("recipe", ["report", "fast"])
-@pytest.mark.parametrize("amp", [False, True])
+# Together they use every ingredient of a recipe
+MIXTURES: dict[str, dict[str, Any]] = {
+    "muon": {
+        "optimizer": "muon",
+        "lr": 0.1,
+        "muon_momentum": 0.5,
+        "head_lr": 0.5,
+        "vector_lr": 2.0,
+        "averaging": "lookahead",
+        "averaging_every": 2,
+        "whiten": "frozen",
+        "tta": "shift",
+        "schedule": "cosine",
+    },
+    "adam": {
+        "optimizer": "adam",
+        "averaging": "ema",
+        "averaging_every": 3,
+        "whiten": "init",
+        "tta": "flip",
+        "norm_momentum": 0.3,
+        "final_lr": 0.1,
+        "resolutions": ((17, 0.4), (19, 0.3)),
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "amp"),
+    [("report", False), ("report", True), ("fast", False), ("fast", True), ("muon", False), ("adam", False)],
+)
 def test_resuming_at_any_step_goes_on_bit_for_bit(
     data: str, recipe: str, amp: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if recipe in MIXTURES:
+        monkeypatch.setitem(RECIPES, recipe, dataclasses.replace(RECIPES["fast"], **MIXTURES[recipe]))
     monkeypatch.setattr("fastcifar.figures.write_figures", lambda *arguments, **options: ())  # a second each
     options: dict[str, Any] = {"recipe": recipe, "amp": amp, "amp_dtype": "bfloat16" if amp else "auto"}
     through = fit(config(data, out=Path("through"), **options))
@@ -183,7 +215,7 @@ def test_resuming_at_any_step_goes_on_bit_for_bit(
         resumed = fit(TrainConfig(resume=out))
         assert_equal(weights(out), weights(Path("through")))
         assert without_times(resumed.history) == without_times(through.history)
-        assert resumed.test.confusion == through.test.confusion
+        assert dataclasses.replace(resumed.test, seconds=through.test.seconds) == through.test
         lines = [json.loads(line)["kind"] for line in (out / "metrics.jsonl").read_text().splitlines()]
         assert lines == ["run", "epoch", "epoch", "test"]
 
@@ -210,6 +242,65 @@ def test_a_damaged_checkpoint_is_made_again(data: str) -> None:
     assert checkpoint.load_newest(Path("run/checkpoints")).path == newest
     assert_equal(weights(Path("run")), good)
     assert evaluate_run("run", device="cpu").accuracy == first.test.accuracy
+
+
+@pytest.mark.parametrize("name", MIXTURES)
+def test_a_checkpoint_holds_the_net_that_was_tested(data: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(RECIPES, name, dataclasses.replace(RECIPES["fast"], **MIXTURES[name]))
+    result = fit(config(data, recipe=name, out=Path("run")))
+    assert result.test.tta == MIXTURES[name]["tta"]
+    assert result.test.tta_accuracy is not None
+    again = evaluate_run(result.path, device="cpu")
+    assert dataclasses.replace(again, seconds=result.test.seconds) == result.test
+    found = checkpoint.load_newest(result.path / "checkpoints")
+    own = found.training["net.features.0.bias"]  # of the net that took the last step
+    assert torch.equal(own, found.model["features.0.bias"]) == (name == "muon")  # 12 steps: lookahead's last was now
+    line = json.loads((result.path / "metrics.jsonl").read_text().splitlines()[-1])
+    assert (line["tta"], line["tta_accuracy"]) == (result.test.tta, result.test.tta_accuracy)
+    assert "accuracy with test-time augmentation" in (result.path / "report.html").read_text()
+
+
+def test_whitening_makes_the_first_filters_and_freezes_them(data: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    nets = {}
+    for whiten in ("none", "init", "frozen"):
+        monkeypatch.setitem(RECIPES, "white", dataclasses.replace(RECIPES["report"], whiten=whiten))
+        result = fit(config(data, recipe="white", epochs=1, out=Path(whiten)))
+        nets[whiten] = checkpoint.load_newest(result.path / "checkpoints").model["features.0.weight"]
+        assert result.run.parameters == sum(p.numel() for p in build_model("tiny", num_classes=3).parameters())
+    expected = build_model("tiny", num_classes=3).features[0]
+    store = ArrayStore(data)
+    images = torch.from_numpy(store.load()[:70]).permute(0, 3, 1, 2).float()  # of the report split, scaled as it is
+    whiten_(expected, images)
+    torch.testing.assert_close(nets["frozen"], expected.weight.detach(), rtol=1e-5, atol=1e-7)
+    assert 0 < (nets["init"] - nets["frozen"]).abs().max() < 0.1  # moved a little
+    assert not torch.allclose(nets["none"], nets["init"], atol=0.1)
+
+
+def test_momentum_of_every_norm_is_the_recipes(data: str) -> None:
+    model = build_model("tiny", num_classes=3)
+    recipe = dataclasses.replace(RECIPES["fast"], norm_momentum=0.3)
+    Trainer(model, recipe, runtime.choose(TrainConfig(device="cpu")), steps=1)
+    norms = [module for module in model.modules() if isinstance(module, torch.nn.BatchNorm1d | torch.nn.BatchNorm2d)]
+    assert [norm.momentum for norm in norms] == [0.3] * 5
+
+
+def test_test_time_augmentation_is_a_mean_over_views() -> None:
+    images = torch.arange(3 * 4.0).reshape(1, 1, 3, 4)
+    weights = torch.linspace(-1, 1, 12).reshape(3, 4) ** 3
+
+    def predict(views: torch.Tensor) -> torch.Tensor:
+        assert views.shape == images.shape
+        return (views * weights).sum((2, 3)).tanh()
+
+    def both(view: torch.Tensor) -> torch.Tensor:
+        return (predict(view) + predict(view.flip(3))) / 2
+
+    plain = predict(images)
+    torch.testing.assert_close(tta_logits(predict, images, plain, "flip"), both(images))
+    up = images[:, :, [1, 0, 1]][..., [1, 0, 1, 2]]  # what was at (0, 0) is at (1, 1), mirrored at the border
+    down = images[:, :, [1, 2, 1]][..., [1, 2, 3, 2]]
+    expected = both(images) / 2 + both(up) / 4 + both(down) / 4
+    torch.testing.assert_close(tta_logits(predict, images, plain, "shift"), expected)
 
 
 def test_sigterm_saves_too(data: str) -> None:
@@ -275,19 +366,25 @@ def test_evaluation_moves_nothing_and_counts_each_image_once(data: str, monkeypa
 def test_warming_up_leaves_the_net_as_it_was() -> None:
     torch.manual_seed(0)
     rt = runtime.choose(TrainConfig(device="cpu"))
-    trainer = Trainer(build_model("tiny", num_classes=3), RECIPES["fast"], rt, steps=10)
+    recipe = dataclasses.replace(RECIPES["fast"], averaging="lookahead", resolutions=((17, 0.3), (19, 0.3)))
+    trainer = Trainer(build_model("tiny", num_classes=3), recipe, rt, steps=10)
+    trainer.step = 3  # the first size is behind it, but for its epoch's evaluation
     images, labels = torch.rand(8, 3, 20, 20), torch.arange(8) % 3
+    seen: list[tuple[bool, int]] = []
+    trainer.model.register_forward_hook(lambda net, inputs, _: seen.append((net.training, inputs[0].shape[2])))
     before = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
-    trainer.warm_up([Batch(images, labels)], images, sizes=(17, None))
+    trainer.warm_up([Batch(images, labels)], images)
+    assert seen == [(True, 19), (True, 20), (False, 17), (False, 19), (False, 20)]
     assert_equal(before, trainer.model.state_dict())
+    assert_equal(before, trainer.weights())
     assert all(parameter.grad is None for parameter in trainer.model.parameters())
     assert trainer.model.training
-    assert (trainer.step, trainer.totals.read()[2], trainer.optimizer.state_dict()["state"]) == (0, 0, {})
+    assert (trainer.step, trainer.totals.read()[2], trainer.optimizer.state_dict()["state"]) == (3, 0, {})
 
 
-def test_low_resolution_comes_first_then_the_images_own(data: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stages_of_resolution_come_in_order_then_the_images_own(data: str, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[tuple[int, ...]] = []
-    recipe = dataclasses.replace(RECIPES["fast"], epochs=3, batch_size=50, low_resolution=17, low_resolution_part=0.67)
+    recipe = dataclasses.replace(RECIPES["fast"], resolutions=((17, 0.5), (20, 0.2)))
     monkeypatch.setitem(RECIPES, "low", recipe)
     forward = torch.nn.Module.__call__
 
@@ -300,12 +397,29 @@ def test_low_resolution_comes_first_then_the_images_own(data: str, monkeypatch: 
 
     monkeypatch.setattr(torch.nn.Module, "__call__", spy)
     fit(config(data, recipe="low", epochs=3, batch_size=50, out=Path("run")))
-    assert sizes == [(17, 17)] * 4 + [(20, 20)] * 2
-    assert evaluated == [(17, 17)] * 2 + [(20, 20)]  # the last is the test's too
+    assert sizes == [(17, 17)] * 3 + [(20, 20)] + [(22, 22)] * 2  # two steps an epoch
+    assert evaluated == [(17, 17), (20, 20), (22, 22)]  # as each one's last step; the last is the test's too
     evaluated.clear()
-    monkeypatch.setitem(RECIPES, "low", dataclasses.replace(recipe, low_resolution_part=1.0))
+    monkeypatch.setitem(RECIPES, "low", dataclasses.replace(recipe, resolutions=((17, 1.0),)))
     fit(config(data, recipe="low", epochs=3, batch_size=50, out=Path("all-low")))
-    assert evaluated == [(17, 17)] * 3 + [(20, 20)]
+    assert evaluated == [(17, 17)] * 3 + [(22, 22)]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"resolutions": ((20, 0.5), (22, 0.2))}, "resolutions: a stage of 22 pixels must be below the images' 22"),
+        ({"resolutions": ((16, 0.5),)}, "these nets take images of 17 to 32 pixels a side, got 16 x 16"),
+        ({"averaging": "ema", "averaging_every": 13}, "averaging_every 13 is more than the run's 12 steps"),
+    ],
+)
+def test_a_recipe_that_does_not_fit_the_data_is_refused(
+    data: str, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any], message: str
+) -> None:
+    monkeypatch.setitem(RECIPES, "changed", dataclasses.replace(RECIPES["fast"], **change))
+    with pytest.raises(ConfigError, match=message):
+        fit(config(data, recipe="changed", out=Path("run")))
+    assert not Path("run").exists()
 
 
 def test_a_run_that_diverges_stops_and_keeps_the_last_good_checkpoint(
@@ -337,7 +451,7 @@ def test_weights_that_are_not_finite_are_never_saved(data: str, monkeypatch: pyt
 
 
 def test_reported_losses_are_free_of_label_smoothing(data: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    still = dataclasses.replace(RECIPES["fast"], lr=1e-30, low_resolution=0, label_smoothing=0.0)
+    still = dataclasses.replace(RECIPES["fast"], lr=1e-30, resolutions=(), label_smoothing=0.0)
     losses = []
     for smoothing in (0.0, 0.5):
         monkeypatch.setitem(RECIPES, "still", dataclasses.replace(still, label_smoothing=smoothing))
