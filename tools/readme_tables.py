@@ -10,6 +10,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from recipe_tables import recipe_race_table
+from table_cells import grid, measured, percent
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 README = ROOT / "README.md"
@@ -33,11 +36,6 @@ REPORT = {
 }
 
 
-def percent(value: float) -> str:
-    """A fraction, as the tables show it."""
-    return f"{100 * value:.2f} %"
-
-
 ROWS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
     ("parameters (Table 1)", "parameters", "{:,}".format),
     ("test accuracy (Table 2)", "accuracy", percent),
@@ -45,11 +43,6 @@ ROWS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
     ("highest validation accuracy", "validation", percent),
     ("class recognised best", "best", str),
 )
-
-
-def grid(head: list[str], rows: list[list[str]]) -> list[str]:
-    """Markdown lines of a table."""
-    return [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)]
 
 
 def conditions(runs: list[dict[str, Any]]) -> str:
@@ -104,13 +97,6 @@ def fast_table(runs: list[dict[str, Any]]) -> list[str]:
         for run in others
     ]
     return [*grid(head, rows), "", f"One run each, {conditions(others)}."]
-
-
-def measured(result: Mapping[str, Any], *, unit: float = 1, digits: int = 0) -> str:
-    """A median and its interval, in `unit`s; or why there is none."""
-    if "failed" in result:
-        return f"failed: {result['failed']}"
-    return f"{result['median'] / unit:,.{digits}f} ± {result['interval95'] / unit:,.{digits}f}"
 
 
 def where(content: Mapping[str, Any]) -> str:
@@ -177,6 +163,35 @@ def ceiling_table(content: Mapping[str, Any]) -> list[str]:
     return [*grid(["", "images/s (95 % interval)", "fastcifar's share of it"], rows), "", note]
 
 
+def training_step_table(content: Mapping[str, Any]) -> list[str]:
+    """A training step beside its convolutions and matrix products alone, and what its batch costs."""
+    rows = []
+    for entry in content["results"]:
+        raced, shares = entry["raced"], entry["shares"]
+        rows.append(
+            [
+                f"{entry['arch']}, {entry['batch_size']}",
+                measured(raced["step"]),
+                f"{measured(shares['input'], unit=0.01, digits=1)} %",
+                f"{measured(shares['batches'], unit=0.01, digits=2)} %",
+                measured(raced["bare"]),
+                f"{measured(shares['of bare'], unit=0.01, digits=1)} %",
+                measured(shares["reduced"], digits=2),
+            ]
+        )
+    side = content["reduced"]
+    head = [
+        *("net, batch", "images/s (95 % interval)", "more than on one batch again and again", "making the batch"),
+        *("convolutions and products alone", "the step's share of it", f"times faster at {side}x{side}"),
+    ]
+    note = (
+        "`python -m benchmarks.training_step`: recipe fast, float32, channels-last, 32x32 pixels, in turn in one "
+        "process; forward and backward, optimiser and sums included, and nothing left out of what a run does for a "
+        f"step. {where(content)}."
+    )
+    return [*grid(head, rows), "", note]
+
+
 def scaling_table(content: Mapping[str, Any]) -> list[str]:
     """Threads, batch sizes, numbers of samples, and what a batch costs at least."""
     rows = []
@@ -240,10 +255,12 @@ TABLES: tuple[tuple[str, str, Callable[[Any], list[str]]], ...] = (
     ("fast", "runs", fast_table),
     ("race", "race", race_table),
     ("ceiling", "ceiling", ceiling_table),
+    ("training-step", "training_step", training_step_table),
     ("scaling", "scaling", scaling_table),
     ("first-batch", "first_batch", first_batch_table),
     ("memory", "memory", memory_table),
     ("streaming", "streaming", streaming_table),
+    ("recipe-race", "recipe_race", recipe_race_table),
 )
 """Marker, file in `RESULTS`, and what makes the lines."""
 

@@ -1,0 +1,54 @@
+"""fastcifar's recipes: `fastcifar.fit`, as a user calls it.
+
+Example:
+    train(job, recipe="fast").accuracy
+"""
+
+import itertools
+import json
+
+import torch
+
+from benchmarks.trainers.common import Job, Outcome
+from fastcifar import TrainConfig, __version__, fit
+
+__all__ = ["config_of", "train"]
+
+
+def config_of(job: Job, *, recipe: str) -> TrainConfig:
+    """The run's options.
+
+    Raises:
+        ConfigError: one has a value that is not allowed.
+    """
+    return TrainConfig(
+        arch=job.arch,
+        dataset=str(job.store),
+        recipe=recipe,
+        split=job.split,  # type: ignore[arg-type]  # TrainConfig checks it
+        epochs=int(job.epochs),
+        seed=job.seed,
+        device="cpu",
+        out=job.scratch / "run",
+        change=job.change,
+    )
+
+
+def train(job: Job, *, recipe: str) -> Outcome:
+    """One run. Its training seconds hold the loader and the steps, not the evaluations and checkpoints between."""
+    result = fit(config_of(job, recipe=recipe))
+    stored = json.loads((result.path / "config.json").read_bytes())
+    seconds = itertools.accumulate(stats.train_seconds for stats in result.history)
+    return Outcome(
+        accuracy=result.test.accuracy,
+        tta=result.test.tta,
+        tta_accuracy=result.test.tta_accuracy,
+        train_seconds=result.run.train_seconds,
+        eval_seconds=result.run.eval_seconds,
+        curve=tuple(zip(seconds, (stats.eval_accuracy for stats in result.history), strict=True)),
+        curve_of=result.history[-1].evaluated,
+        batch_size=stored["recipe"]["batch_size"],
+        threads=torch.get_num_threads(),
+        recipe=stored["recipe"],
+        versions={"fastcifar": __version__, "torch": torch.__version__},
+    )

@@ -1,0 +1,116 @@
+"""The picture of the race of recipes: test accuracy against training seconds, a panel for each race.
+
+Its ink is of middle lightness on a transparent ground, so that it can be read on light and on dark pages.
+
+    save(races(runs), RESULTS / "recipe_race.svg")
+"""
+
+import io
+import itertools
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator, PercentFormatter
+
+from benchmarks.trainers import CONTESTANTS
+from benchmarks.trainers.records import Race
+from fastcifar.publish import publish_bytes
+
+__all__ = ["draw", "save"]
+
+_INK = "#7a7a7a"
+"""Contrast 4.3 with white and 4.4 with #0d1117, GitHub's dark ground."""
+# Okabe and Ito's palette, for any colour vision; its darker blue and green are lightened or darkened to that middle
+_COLORS = ("#1F86C7", "#D55E00", "#12936D", "#B36A97", "#8A7B2E")
+_TICKS = (1, 2, 5, 10, 20, 60, 120, 300, 600, 1200, 3600, 7200, 18000, 36000, 86400)
+_BELOW, _BEFORE = 0.12, 2.5
+"""How far below the lowest end, and before the first one, is shown: the curves' beginnings tell nothing."""
+
+
+def save(races: Sequence[Race], path: Path) -> None:
+    """Draw, and write an SVG; the same runs give the same bytes."""
+    content = io.BytesIO()
+    with rc_context({"svg.hashsalt": "recipe race"}):
+        draw(races).savefig(content, format="svg", transparent=True, metadata={"Date": None})
+    publish_bytes(path, content.getvalue())
+
+
+def draw(races: Sequence[Race]) -> Figure:
+    """Dots are runs' test accuracies, rings those with test-time augmentation, lines the accuracies on the way."""
+    shown = [race for race in races if any(group.runs for group in race.groups)]
+    if not shown:
+        raise ValueError("races must have at least one run, got none")
+    groups = [group for race in shown for group in race.groups if group.runs]
+    groups.sort(key=lambda group: CONTESTANTS[group.contestant].base)  # ours first, whatever ran first
+    colors = dict(zip(dict.fromkeys(group.title for group in groups), itertools.cycle(_COLORS), strict=False))
+    figure = Figure(figsize=(3.7 * len(shown), 2.9), layout="constrained")
+    for axes, race in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
+        _panel(axes, race, colors)
+    rings = any(run["tta_accuracy"] for race in shown for group in race.groups for run in group.runs)
+    said = "dots: test accuracy at the end of a run" + "; rings: with test-time augmentation" * rings
+    figure.supxlabel(f"training time ({said}; lines: after each epoch)", fontsize=8, color=_INK)
+    return figure
+
+
+def _panel(axes: Axes, race: Race, colors: dict[str, str]) -> None:
+    ends: dict[str, float] = {}  # title -> accuracy of its longest run, where its name goes
+    lowest, first = 1.0, math.inf
+    for group in sorted(race.groups, key=lambda group: group.epochs):
+        for run in group.runs:
+            color = colors[group.title]
+            end = (run["train_seconds"], run["accuracy"])
+            axes.plot(*zip(*run["curve"][:-1], end, strict=True), color=color, linewidth=0.8, alpha=0.6)
+            axes.plot(*end, "o", color=color, markersize=4.5)
+            if run["tta_accuracy"]:
+                axes.plot(end[0], run["tta_accuracy"], "o", color=color, markersize=4.5, fillstyle="none")
+            ends[group.title] = run["tta_accuracy"] or end[1]
+            lowest, first = min(lowest, end[1]), min(first, end[0])
+    about = race.about
+    threads = f"{about['threads']} thread{'s' * (about['threads'] != 1)}"
+    axes.set_title(f"{about['arch']}, split {about['split']}, {threads}", loc="left", fontsize=10, color=_INK)
+    axes.set_facecolor("none")
+    axes.set_xscale("log")
+    axes.set_xlim(left=first / _BEFORE)
+    axes.xaxis.set_major_locator(FixedLocator(_TICKS))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda seconds, _: _duration(seconds)))
+    axes.yaxis.set_major_formatter(PercentFormatter(xmax=1.0, decimals=0, symbol=" %"))
+    axes.set_ylim(bottom=lowest - _BELOW)
+    axes.tick_params(colors=_INK, labelsize=8)
+    axes.grid(color=_INK, alpha=0.25, linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(_INK)
+    _name(axes, ends, colors)
+
+
+def _name(axes: Axes, ends: dict[str, float], colors: dict[str, str]) -> None:
+    """Write the names at the right edge, at their height or as near to it as leaves each a line of its own."""
+    low, high = axes.get_ylim()
+    line = 0.08 * (high - low)
+    at = low
+    for title, end in sorted(ends.items(), key=lambda item: item[1]):
+        at = max(end, at + line)
+        axes.annotate(
+            title,
+            (1.0, at),
+            xycoords=("axes fraction", "data"),
+            xytext=(4, 0),
+            textcoords="offset points",
+            va="center",
+            color=colors[title],
+            fontsize=8,
+            annotation_clip=False,
+        )
+
+
+def _duration(seconds: float) -> str:
+    """Such as 30 s, 5 min or 2 h."""
+    for size, unit in ((3600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{seconds / size:g} {unit}"
+    return f"{seconds:g} s"

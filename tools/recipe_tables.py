@@ -1,0 +1,84 @@
+"""The tables of the race of recipes: what each reached in which time, then each beside those it is held against.
+
+Example:
+    recipe_race_table(json.loads((RESULTS / "recipe_race.json").read_text()))
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from table_cells import grid, percent
+
+__all__ = ["recipe_race_table"]
+
+_MODES = {"beside": "two runs at a time, each with 1 thread on a core of its own", "turn": "in turn, 2 threads"}
+
+
+def recipe_race_table(content: Mapping[str, Any]) -> list[str]:
+    """Markdown lines: a table of recipes, one of comparisons where there are any, and a note."""
+    races = content["summary"]
+    modes = [_MODES[mode] for mode in dict.fromkeys(race["mode"] for race in races)]
+    recipes, pairs, versions = [], [], set()
+    for race in races:
+        where = f"{race['arch']}, {race['split']}"
+        if len(modes) > 1:
+            where += f", {_MODES[race['mode']]}"
+        ran = [setting for setting in race["settings"] if "seeds" in setting]
+        ran.sort(key=lambda setting: setting["train_seconds"]["mean"])
+        recipes += [[where, *_recipe(setting)] for setting in ran]
+        for setting in race["settings"]:
+            failures = [f"failed: {failure}" for failure in setting["failed"]]
+            recipes += [
+                [where, setting["title"], f"{setting['epochs']:g}", "", "", failure, ""] for failure in failures
+            ]
+        pairs += [[where, *_pair(pair)] for pair in race["comparisons"]]
+        for setting in ran:
+            versions.add(", ".join(f"{name} {version}" for name, version in setting["versions"].items()))
+    data = "the published CIFAR-10" if all(race["verified"] for race in races) else "an unverified copy of CIFAR-10"
+    remarks = dict.fromkeys(setting["remark"] for race in races for setting in race["settings"] if setting["remark"])
+    cpus = ", ".join(sorted({race["cpu"] for race in races}))
+    note = (
+        f"`python -m benchmarks.recipe_race`: {'; or '.join(modes)}. Times are of training alone. 95 % intervals over "
+        "seeds; a recipe comes to an accuracy when each of its runs ended there or above. "
+        f"{''.join(f'{remark}. ' for remark in remarks)}On {data}; {cpus}; {'; '.join(sorted(versions))}."
+    )
+    head = ["net, split", "recipe", "epochs", "runs", "training time", "test accuracy", "with test-time augmentation"]
+    against = ["net, split", "recipe", "beside", "which reaches", "comes to that accuracy", "in that time"]
+    return [*grid(head, recipes), *(["", *grid(against, pairs)] if pairs else []), "", note]
+
+
+def _recipe(setting: Mapping[str, Any]) -> list[str]:
+    tta = setting["tta_accuracy"]
+    return [
+        setting["title"],
+        f"{setting['epochs']:g}",
+        str(len(setting["seeds"])),
+        f"{_spread(setting['train_seconds'])} s",
+        f"{_spread(setting['accuracy'], scale=100, digits=2)} %",
+        f"{_spread(tta, scale=100, digits=2)} % ({setting['tta']})" if tta else "",
+    ]
+
+
+def _spread(estimate: Mapping[str, Any], *, scale: float = 1, digits: int = 0) -> str:
+    """A mean over seeds and its interval; of one run the value alone."""
+    around = estimate["interval95"]
+    return f"{scale * estimate['mean']:,.{digits}f}" + (
+        f" ± {scale * around:,.{digits}f}" if around is not None else ""
+    )
+
+
+def _pair(pair: Mapping[str, Any]) -> list[str]:
+    time, accuracy = pair["time"], pair["accuracy"]
+    faster, better = time["target"], accuracy["target"]
+    if "ratio" in time:
+        span = time["interval95"]
+        certainty = time["runs"] if span is None else f"{span[0]:.2f} to {span[1]:.2f}"
+        faster = f"{time['ratio']:.2f} times as fast ({certainty}): {time['epochs']:g} epochs, {time['seconds']:,.0f} s"
+    if "mean" in accuracy:
+        around = accuracy["interval95"]
+        certainty = f" points ({accuracy['runs']})" if around is None else f" ± {100 * around:.2f} points"
+        more = f"{100 * accuracy['mean']:+.2f}{certainty}"
+        better = f"{more}: {accuracy['epochs']:g} epochs, {percent(accuracy['reached'])}"
+    tta = " with test-time augmentation" * (pair["measure"] == "tta_accuracy")
+    base = f"{pair['base']}, {pair['base_epochs']:g} epochs"
+    return [pair["other"], base, f"{percent(pair['goal'])}{tta}, {pair['limit']:,.0f} s", faster, better]
