@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from fastcifar.errors import FastcifarError
     from fastcifar.loader import Batch, Loader
     from fastcifar.nets import build_model
+    from fastcifar.seeds import SeedsResult, fit_seeds
 
 __version__ = "0.1.0"
 
@@ -35,6 +36,7 @@ __all__ = [
     "FitResult",
     "Loader",
     "Recipe",
+    "SeedsResult",
     "TrainConfig",
     "__version__",
     "build_model",
@@ -43,6 +45,7 @@ __all__ = [
     "convert_folder",
     "evaluate_run",
     "fit",
+    "fit_seeds",
     "open_store",
 ]
 
@@ -54,6 +57,7 @@ _HOMES = {
     "FitResult": "fastcifar.engine",
     "Loader": "fastcifar.loader",
     "Recipe": "fastcifar.config",
+    "SeedsResult": "fastcifar.seeds",
     "TrainConfig": "fastcifar.config",
     "build_model": "fastcifar.nets",
     "convert_arrays": "fastcifar.data.arrays",
@@ -61,6 +65,7 @@ _HOMES = {
     "convert_folder": "fastcifar.data.folders",
     "evaluate_run": "fastcifar.engine",
     "fit": "fastcifar.engine",
+    "fit_seeds": "fastcifar.seeds",
     "open_store": "fastcifar.data.datasets",
 }
 
@@ -68,7 +73,7 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
         value = getattr(importlib.import_module(_HOMES[name]), name)
-    elif name in ("loader", "data", "nets", "config", "engine"):  # `fastcifar.loader.Loader`
+    elif name in ("loader", "data", "nets", "config", "engine", "seeds", "ablation"):  # `fastcifar.loader.Loader`
         value = importlib.import_module(f"fastcifar.{name}")
     else:
         raise AttributeError(f"module 'fastcifar' has no attribute {name!r}")

@@ -19,11 +19,20 @@ from rich.text import Text
 
 from fastcifar.formats import Columns, count, duration, epoch_cells, epoch_line, fit_columns, seconds
 from fastcifar.metrics import EpochStats
-from fastcifar.panels import clean, default_console, draw_bar, print_facts, print_panel, print_test, table_row
+from fastcifar.panels import (
+    clean,
+    default_console,
+    draw_bar,
+    print_facts,
+    print_panel,
+    print_table,
+    print_test,
+    table_row,
+)
 from fastcifar.phase import Phase, amount
 from fastcifar.reporter import Progress, RunResult, RunSummary, Unit
 
-__all__ = ["ConsoleReporter", "print_facts", "print_test"]
+__all__ = ["ConsoleReporter", "print_facts", "print_table", "print_test"]
 
 _LIVE_SECONDS = 0.2  # between two pictures on a terminal
 _LINE_SECONDS = 30.0  # between two lines about the same epoch or transfer in a log
@@ -53,7 +62,7 @@ class ConsoleReporter:
 
     def start(self, summary: RunSummary, history: Sequence[EpochStats]) -> None:
         """Print what was chosen and why, and the rows of epochs done before."""
-        self._summary = summary
+        self._summary, self._columns = summary, None
         plan = f"{summary.epochs} epochs of {count(summary.steps_per_epoch)} steps, evaluated on {summary.evaluated}"
         notes = [Text(clean(self._console, f"note: {notice}"), "yellow") for notice in summary.notices]
         print_panel(self._console, summary.title, (*summary.choices, ("plan", plan)), notes)

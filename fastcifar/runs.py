@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import json
 import shlex
+import shutil
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -20,10 +21,13 @@ from fastcifar.config import Recipe, TrainConfig
 from fastcifar.errors import CheckpointError, ConfigError, OutputError
 from fastcifar.publish import publish_json
 
-__all__ = ["Run", "create", "reopen"]
+__all__ = ["SEEDS", "Run", "create", "reopen"]
+
+SEEDS = "seeds.json"
+"""What a folder of one run a seed has; no run's own folder has it."""
 
 # What may differ when a run is resumed: where things are and what computes, not what is computed.
-_FREE = ("data", "allow_unverified", "device", "compile", "out", "resume")
+_FREE = ("data", "allow_unverified", "device", "compile", "profile", "out", "resume")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +48,12 @@ class Run:
     def title(self) -> str:
         """Such as "big on cifar10"."""
         return f"{self.config.arch} on {Path(self.config.dataset).name}"
+
+    @property
+    def recipe_title(self) -> str:
+        """Such as "fast", or "fast, changed: optimizer=muon"."""
+        changes = " ".join(self.config.change)
+        return f"{self.config.recipe}, changed: {changes}" if changes else self.config.recipe
 
     def config_json(self) -> dict[str, Any]:
         """The content of config.json."""
@@ -85,17 +95,24 @@ class Run:
         with contextlib.suppress(OSError):
             for name in ("config.json", "environment.json", "metrics.jsonl"):
                 (self.path / name).unlink(missing_ok=True)
+            shutil.rmtree(self.path / "profile", ignore_errors=True)
             for folder in self.made:
                 folder.rmdir()
 
 
-def create(config: TrainConfig, recipe: Recipe) -> Run:
-    """Make the folder of a new run.
+def create(config: TrainConfig, recipe: Recipe, *, kind: str = "") -> Run:
+    """Make the folder of a new run, or of several.
+
+    Args:
+        config: names the folder, or what is in the default name.
+        recipe: what `config` resolves to.
+        kind: of several runs, such as "seeds": the default name begins with it.
 
     Raises:
         OutputError: it cannot be made, or holds something already.
     """
-    stem = f"{Path(config.dataset).name[:40]}-{config.arch}-{config.recipe}-{time.strftime('%Y%m%d-%H%M%S')}"
+    name = f"{Path(config.dataset).name[:40]}-{config.arch}-{config.recipe}{'-changed' if config.change else ''}"
+    stem = f"{kind}{'-' * bool(kind)}{name}-{time.strftime('%Y%m%d-%H%M%S')}"
     path = config.out or Path("runs") / stem
     try:
         number = 1

@@ -106,12 +106,12 @@ def test_the_commands_are_listed(capfd: pytest.CaptureFixture[str]) -> None:
     assert "evaluate" in out
     assert main([]) == 2
     assert main(["fly"]) == 2
-    assert "unknown command 'fly': choose from train, convert, evaluate" in capfd.readouterr().err
+    assert "unknown command 'fly': choose from train, convert, evaluate, ablate" in capfd.readouterr().err
     assert main(["--version"]) == 0
     assert capfd.readouterr().out.startswith("fastcifar 0.")
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate"])
+@pytest.mark.parametrize("command", ["train", "evaluate", "ablate"])
 def test_help_is_quick_and_shows_examples(command: str, environment: dict[str, str]) -> None:
     code = (
         "import sys\nfrom fastcifar.commands import main\n"

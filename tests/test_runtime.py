@@ -81,6 +81,21 @@ def test_the_first_signal_asks_and_the_second_stops() -> None:
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+def test_a_stop_can_be_asked_for_by_any_thread_and_only_once() -> None:
+    with runtime.catch_stop() as stop:
+        for _ in range(2):  # the second must not count as a second signal
+            thread = threading.Thread(target=runtime.request_stop)
+            thread.start()
+            thread.join()
+        assert stop.signum == signal.SIGTERM
+    with runtime.catch_stop() as outer:
+        with runtime.catch_stop() as inner:
+            runtime.request_stop()
+        assert (outer.signum, inner.signum) == (None, signal.SIGTERM)
+        runtime.request_stop()
+        assert outer.signum == signal.SIGTERM
+
+
 def test_another_thread_installs_no_handlers() -> None:
     before = signal.getsignal(signal.SIGINT)
     seen = []

@@ -5,18 +5,24 @@ Example:
 """
 
 import contextlib
+import dataclasses
 import io
 import re
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Any, TypeVar, get_origin
 
 import tyro
 
+from fastcifar import runs
+from fastcifar.config import TrainConfig
 from fastcifar.errors import ConfigError
 
-__all__ = ["parse"]
+__all__ = ["parse", "parse_run", "parse_seeds"]
 
 T = TypeVar("T")
+R = TypeVar("R", bound=TrainConfig)
+
+_MOST_SEEDS = 1000
 
 
 def parse(kind: type[T], arguments: Sequence[str], *, prog: str, description: str, default: T | None = None) -> T:
@@ -33,6 +39,7 @@ def parse(kind: type[T], arguments: Sequence[str], *, prog: str, description: st
         ConfigError: an option is unknown or its value is not allowed.
         SystemExit: with status 0, after --help.
     """
+    _refuse_repeated(kind, arguments)
     errors = io.StringIO()
     try:
         with contextlib.redirect_stderr(errors):
@@ -48,6 +55,61 @@ def parse(kind: type[T], arguments: Sequence[str], *, prog: str, description: st
         if end.code in (0, None):
             raise
         raise ConfigError(f"{_one_line(errors.getvalue())} (see {prog} --help)") from None
+
+
+def parse_run(kind: type[R], arguments: Sequence[str], *, prog: str, description: str) -> tuple[TrainConfig, R]:
+    """Make the config of a run, and what a command has beside, from options; a resumed run's are its own.
+
+    Args:
+        kind: a dataclass that adds to those of `TrainConfig`.
+        arguments: the options.
+        prog: shown in the help.
+        description: likewise, above the options.
+
+    Raises:
+        ConfigError: an option is unknown, its value is not allowed, or it differs from the resumed run's.
+        CheckpointError: the folder to resume is not a run's.
+        SystemExit: with status 0, after --help.
+    """
+    options = parse(kind, arguments, prog=prog, description=description)
+    if options.resume is None:
+        return _config(options), options
+    # once more, over the run's own options: one that is given, even at its default, must be the run's
+    own = dataclasses.replace(runs.reopen(options.resume).config, resume=options.resume, out=None)
+    default = kind(**{field.name: getattr(own, field.name) for field in dataclasses.fields(own)})
+    given = _config(parse(kind, arguments, prog=prog, description=description, default=default))
+    return dataclasses.replace(runs.reopen(options.resume, given, complete=True).config, resume=options.resume), options
+
+
+def _config(options: TrainConfig) -> TrainConfig:
+    return TrainConfig(**{field.name: getattr(options, field.name) for field in dataclasses.fields(TrainConfig)})
+
+
+def parse_seeds(text: str) -> tuple[int, ...]:
+    """Read seeds: "0..4", "0,3,7", or both, as in "0..2,7".
+
+    Raises:
+        ConfigError: it is not that, or more than a thousand.
+    """
+    seeds: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*([0-9]{1,20})(?:\.\.([0-9]{1,20}))?\s*", part)
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+        if last < first:
+            raise ConfigError(f"seeds must be whole numbers such as 0..4 or 0,3,7, got {text!r}")
+        if last - first + len(seeds) >= _MOST_SEEDS:
+            raise ConfigError(f"seeds {text!r} are more than {_MOST_SEEDS}")
+        seeds += range(first, last + 1)
+    return tuple(seeds)
+
+
+def _refuse_repeated(kind: Any, arguments: Sequence[str]) -> None:
+    """Of an option that takes several values and stands there twice, tyro would forget the first ones."""
+    given = [argument.partition("=")[0] for argument in arguments]
+    for field in dataclasses.fields(kind):
+        option = f"--{field.name.replace('_', '-')}"
+        if get_origin(field.type) is tuple and given.count(option) > 1:
+            raise ConfigError(f"{option} is given twice: write all its values after one")
 
 
 def _one_line(box: str) -> str:

@@ -1,13 +1,14 @@
-"""`fastcifar train`: train a net, save it, explain it."""
+"""`fastcifar train`: train a net, save it, explain it; with `--seeds` several times."""
 
-import dataclasses
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from fastcifar import runs
-from fastcifar.commands.options import parse
+from fastcifar.commands.options import parse_run, parse_seeds
 from fastcifar.config import TrainConfig
+from fastcifar.errors import ConfigError
 
-__all__ = ["run"]
+__all__ = ["TrainOptions", "run"]
 
 _DESCRIPTION = """Train a net; a folder under runs/ gets its checkpoints, metrics, figures and report.html.
 
@@ -16,19 +17,30 @@ Examples:
   fastcifar train --arch small --recipe report              as the original report trained
   fastcifar train --data cifar-10-python.tar.gz             from a file you have
   fastcifar train --dataset digits --epochs 8               bundled data, no download, minutes on a laptop
+  fastcifar train --change augment.cutout=8 warmup=0.1      the recipe but for these fields
+  fastcifar train --seeds 0..4 --parallel 2                 five runs, two at a time, and a table of them
   fastcifar train --resume runs/cifar10-big-fast-...        go on with a stopped run, exactly
 
 What is left unset is the recipe's."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions(TrainConfig):
+    """Options of `fastcifar train`."""
+
+    seeds: str | None = None
+    """Train once with each of these, such as 0..4 or 0,3,7, in a folder each, and end with a table."""
+    parallel: int = 1
+    """Seeds that are trained at a time, each in a process of its own."""
+
+
 def run(arguments: Sequence[str]) -> int:
     """Train as the options say."""
-    config = parse(TrainConfig, arguments, prog="fastcifar train", description=_DESCRIPTION)
-    if config.resume is not None:
-        # once more, over the run's own options: one that is given, even at its default, must be the run's
-        own = dataclasses.replace(runs.reopen(config.resume).config, resume=config.resume, out=None)
-        given = parse(TrainConfig, arguments, prog="fastcifar train", description=_DESCRIPTION, default=own)
-        config = dataclasses.replace(runs.reopen(config.resume, given, complete=True).config, resume=config.resume)
+    config, options = parse_run(TrainOptions, arguments, prog="fastcifar train", description=_DESCRIPTION)
+    if options.seeds is not None or (config.resume is not None and (config.resume / runs.SEEDS).exists()):
+        return _train_seeds(config, options)
+    if options.parallel != 1:
+        raise ConfigError(f"parallel {options.parallel} is for several seeds (--seeds)")
     from fastcifar.console import ConsoleReporter  # the help must not wait for torch
     from fastcifar.engine import fit
 
@@ -38,3 +50,20 @@ def run(arguments: Sequence[str]) -> int:
     finally:
         reporter.close()
     return 0
+
+
+def _train_seeds(config: TrainConfig, options: TrainOptions) -> int:
+    if config.seed != TrainConfig().seed:
+        raise ConfigError(f"seed {config.seed} cannot be given with seeds (--seeds): name it there")
+    seeds = parse_seeds(options.seeds) if options.seeds is not None else ()
+    from fastcifar.console import ConsoleReporter, print_table
+    from fastcifar.seeds import fit_seeds, seeds_table
+
+    reporter = ConsoleReporter()
+    try:
+        result = fit_seeds(config, seeds, parallel=options.parallel, reporter=reporter)
+    finally:
+        reporter.close()
+    failed = [f"seed {seed} {each.state}: {each.error}" for seed, each in result.runs.items() if each.error]
+    print_table(f"{len(result.runs)} seeds", seeds_table(result), [*failed, f"written to {result.path}"])
+    return result.exit_status

@@ -1,0 +1,256 @@
+"""Many runs, each in its own folder: one after another in this process, or some at a time in their own.
+
+A run that is done is not done again, one that was stopped goes on, and one that fails leaves the others be.
+
+    members = [Member(f"seed {seed}", replace(config, seed=seed, out=folder / f"seed-{seed}")) for seed in seeds]
+    outcomes = run_all(members, {}, parallel=2, reporter=reporter, lines=True, record=write, go_on="fastcifar ...")
+    outcomes["seed 0"].figures.test_accuracy
+"""
+
+import contextlib
+import dataclasses
+import json
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import Any, Literal, TypeAlias
+
+import torch
+
+from fastcifar import runtime
+from fastcifar.config import TrainConfig
+from fastcifar.engine import fit, open_data
+from fastcifar.errors import ConfigError, FastcifarError, StoppedError
+from fastcifar.publish import remove_stale
+from fastcifar.recipes import resolve
+from fastcifar.reporter import Reporter
+from fastcifar.runs import Run
+from fastcifar.worker import LineReporter, Worker
+
+__all__ = ["Figures", "Member", "Outcome", "Record", "run_all"]
+
+_GLANCE = 0.2  # seconds between two looks at whether a signal came
+
+
+@dataclass(frozen=True)
+class Member:
+    """One of the runs: the name that lines about it begin with, and its options, `out` being its folder."""
+
+    name: str
+    config: TrainConfig
+
+    @property
+    def path(self) -> Path:
+        """Its folder."""
+        return self.config.out or Path()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figures:
+    """What a finished run's metrics.jsonl says: accuracies are fractions, times seconds.
+
+    `steps` are the optimiser's, `eval_accuracy` is the last epoch's, on the part that `evaluated` names; `tta` is the
+    recipe's test-time augmentation, and `tta_accuracy` the test accuracy with it (None where it is "none").
+    """
+
+    steps: int
+    evaluated: str
+    eval_accuracy: float
+    test_accuracy: float
+    tta: str
+    tta_accuracy: float | None
+    train_seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How a run ended: its figures, or else what went wrong and the exit status that it alone would have had."""
+
+    figures: Figures | None = None
+    error: str | None = None
+    exit_status: int = 0
+
+    @property
+    def state(self) -> Literal["done", "diverged", "failed"]:
+        """In one word."""
+        return "done" if self.figures else "diverged" if self.exit_status == 3 else "failed"
+
+    def to_json(self) -> dict[str, Any]:
+        """The state with the figures, or with the error."""
+        return {"state": self.state} | (dataclasses.asdict(self.figures) if self.figures else {"error": self.error})
+
+
+Record: TypeAlias = Callable[[Mapping[str, Outcome], str | None], None]
+"""Called with all outcomes so far and the name of the newest (None at the start), to write them down."""
+
+
+def run_all(
+    members: Sequence[Member],
+    diverged: Mapping[str, str],
+    *,
+    parallel: int,
+    reporter: Reporter,
+    lines: bool,
+    record: Record,
+    go_on: str,
+) -> dict[str, Outcome]:
+    """Run what is not done yet.
+
+    Args:
+        members: the runs, under different names.
+        diverged: name -> error of runs known to diverge: they would again.
+        parallel: runs at a time; more than one get a process each, and a share of the threads.
+        reporter: hears all of each run, or of messages alone where `lines` is true or runs are side by side.
+        lines: whether an epoch is no more than a line.
+        record: keeps the outcomes.
+        go_on: the command that goes on with what a signal stopped.
+
+    Returns:
+        Name -> outcome, in the order of `members`.
+
+    Raises:
+        ConfigError: `parallel` is not allowed.
+        FastcifarError: the first `parallel` runs to end all failed, and not by diverging: the others would as well.
+        StoppedError: a signal came; runs that had begun are saved.
+    """
+    if parallel < 1:
+        raise ConfigError(f"parallel must be a whole number at least 1, got {parallel!r}")
+    found = {name: Outcome(error=error, exit_status=3) for name, error in diverged.items()}
+    for member in members:
+        if (figures := _read_figures(member.path)) is not None:
+            found[member.name] = Outcome(figures=figures)
+    left = [member for member in members if member.name not in found]
+    record(found, None)
+    try:
+        _open_data(left, reporter)
+        runs = _side_by_side(left, parallel, reporter) if parallel > 1 else _in_turn(left, reporter, lines)
+        with contextlib.closing(runs):
+            for member, error in runs:
+                if error is None:
+                    found[member.name] = Outcome(figures=_read_figures(member.path))
+                else:
+                    found[member.name] = Outcome(error=str(error), exit_status=error.exit_status)
+                    failed = [outcome.state == "failed" for outcome in found.values()]
+                    if all(failed) and len(failed) >= min(parallel, len(members)):
+                        raise error
+                record(found, member.name)
+    except (StoppedError, KeyboardInterrupt) as stop:
+        status = stop.exit_status if isinstance(stop, StoppedError) else 130
+        done = f"{len(found)} of {len(members)} runs have ended, those begun are saved"
+        raise StoppedError(f"stopped: {done}; go on with: {go_on}", status) from None
+    return {member.name: found[member.name] for member in members}
+
+
+def _open_data(members: Sequence[Member], reporter: Reporter) -> None:
+    """Fetch and convert the data once, where the reporter sees it; runs with a checkpoint know their store."""
+    new = [member for member in members if not _has_checkpoint(member.path)]
+    if new:
+        with runtime.raise_on_sigterm():
+            open_data(new[0].config, reporter)
+
+
+def _in_turn(
+    members: Iterable[Member], reporter: Reporter, lines: bool
+) -> Generator[tuple[Member, FastcifarError | None], None, None]:
+    for member in members:
+        failure = None
+        try:
+            fit(_to_go_on(member.config), reporter=_lines_of(member.name, reporter) if lines else reporter)
+        except StoppedError:
+            raise
+        except FastcifarError as error:
+            failure = error
+        yield member, failure
+
+
+def _side_by_side(
+    members: Iterable[Member], parallel: int, reporter: Reporter
+) -> Generator[tuple[Member, FastcifarError | None], None, None]:
+    left, running = deque(members), dict[str, tuple[Member, Worker]]()
+    queue: SimpleQueue[tuple[str, dict[str, Any]]] = SimpleQueue()
+    threads = max(1, torch.get_num_threads() // parallel)
+    unfinished = 0
+    try:
+        with runtime.catch_stop() as stop:
+            while running or (left and stop.signum is None):
+                if stop.signum is not None:
+                    for _, worker in running.values():
+                        worker.stop()
+                while left and len(running) < parallel and stop.signum is None:
+                    member = left.popleft()
+                    config = _to_go_on(member.config)
+                    running[member.name] = member, Worker(member.name, config, threads=threads, queue=queue)
+                try:
+                    name, message = queue.get(timeout=_GLANCE)
+                except Empty:
+                    continue
+                if "say" in message:
+                    _lines_of(name, reporter).message(message["say"])
+                    continue
+                member, _ = running.pop(name)
+                if message["stopped"] and stop.signum is not None:
+                    unfinished += 1
+                else:
+                    yield member, _failure(message)
+            if stop.signum is not None and (left or unfinished):
+                raise StoppedError(stop.signum.name, 128 + stop.signum)
+    except KeyboardInterrupt:  # a second signal
+        for _, worker in running.values():
+            worker.kill()
+        raise
+    finally:
+        for _, worker in running.values():
+            worker.stop()
+        for _, worker in running.values():
+            worker.wait()
+
+
+def _failure(message: Mapping[str, Any]) -> FastcifarError | None:
+    if message["error"] is None:
+        return None
+    error = FastcifarError(message["error"])
+    error.exit_status = message["status"]
+    return error
+
+
+def _lines_of(name: str, reporter: Reporter) -> LineReporter:
+    return LineReporter(lambda text: reporter.message(f"{name}: {text}"))
+
+
+def _has_checkpoint(path: Path) -> bool:
+    return any((path / "checkpoints").glob("[0-9]*"))
+
+
+def _to_go_on(config: TrainConfig) -> TrainConfig:
+    """The options to start a run with, or to go on with it if it was begun."""
+    path = config.out or Path()
+    if _has_checkpoint(path):
+        return dataclasses.replace(config, out=None, resume=path)
+    if path.exists():  # what a crash before the first checkpoint left
+        remove_stale(path)
+        remove_stale(path / "checkpoints")
+        with contextlib.suppress(OSError):
+            (path / "checkpoints").rmdir()
+        Run(path=path, config=config, recipe=resolve(config)).discard()
+    return config
+
+
+def _read_figures(path: Path) -> Figures | None:
+    """The figures of the run in that folder; None if it isn't finished."""
+    try:
+        *_, epoch, test = [json.loads(line) for line in (path / "metrics.jsonl").read_bytes().splitlines()]
+        if (epoch["kind"], test["kind"]) != ("epoch", "test"):
+            return None
+        return Figures(
+            steps=epoch["step"],
+            evaluated=epoch["evaluated"],
+            eval_accuracy=epoch["eval_accuracy"],
+            test_accuracy=test["accuracy"],
+            tta=test["tta"],
+            tta_accuracy=test["tta_accuracy"],
+            train_seconds=test["train_seconds"],
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

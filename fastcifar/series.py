@@ -1,0 +1,119 @@
+"""The folder of several runs: made at their start, found again to go on with those that are not done.
+
+It holds `config.json` and `environment.json` like a run's folder, a record of how the runs ended, and their folders.
+
+    series = open_series(TrainConfig(), record="seeds.json", kind="seeds")
+    series.write({"runs": [{"name": "seed 0", "state": "done"}]})
+    series.diverged                          # of the record that was there when it was opened
+"""
+
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fastcifar import runs, runtime
+from fastcifar.config import TrainConfig
+from fastcifar.errors import CheckpointError, ConfigError
+from fastcifar.publish import publish_bytes, publish_json
+from fastcifar.recipes import resolve
+
+__all__ = ["Series", "open_series"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Series:
+    """The folder of several runs.
+
+    Attributes:
+        run: the folder, and the options and the recipe that the runs share.
+        record: name of the file that says how they ended.
+        stored: its content as it was found; empty for a new folder.
+    """
+
+    run: runs.Run
+    record: str
+    stored: Mapping[str, Any]
+
+    @property
+    def path(self) -> Path:
+        """The folder."""
+        return self.run.path
+
+    @property
+    def diverged(self) -> dict[str, str]:
+        """Name -> error of the runs that diverged."""
+        return {run["name"]: run["error"] for run in self.stored.get("runs", ()) if run["state"] == "diverged"}
+
+    def seeds(self, given: Sequence[int]) -> tuple[int, ...]:
+        """The folder's seeds, or for a new one those that are given.
+
+        Raises:
+            ConfigError: the folder has others.
+        """
+        own = tuple(self.stored.get("seeds", given))
+        if given and tuple(given) != own:
+            wanted, kept = (",".join(map(str, each)) for each in (given, own))
+            raise ConfigError(f"seeds {wanted} differ from the folder's {kept}: a resumed run keeps its options")
+        return own
+
+    def write(self, content: Mapping[str, Any], **texts: str) -> None:
+        """Publish the record, and any other text beside it.
+
+        Args:
+            content: JSON values.
+            texts: suffix -> text; `md` goes into the record's name with that suffix.
+
+        Raises:
+            OutputError: they cannot be written.
+        """
+        with self.run.writing():
+            publish_json(self.path / self.record, dict(content))
+            for suffix, text in texts.items():
+                publish_bytes((self.path / self.record).with_suffix(f".{suffix}"), text.encode())
+
+    def go_on(self, command: str) -> str:
+        """The command line that goes on with it."""
+        return f"fastcifar {command} --resume {shlex.quote(str(self.path))}"
+
+    def discard(self) -> None:
+        """Remove what was made, if no run has left anything."""
+        if not any(path.is_dir() for path in self.path.iterdir()):
+            for path in self.path.glob(f"{Path(self.record).stem}.*"):
+                path.unlink()
+            self.run.discard()
+
+
+def open_series(config: TrainConfig, *, record: str, kind: str) -> Series:
+    """Make the folder, or find it again where `config.resume` names it.
+
+    Args:
+        config: what the runs share.
+        record: as in `Series`.
+        kind: the default name begins with it.
+
+    Raises:
+        OutputError: it cannot be made.
+        CheckpointError: it is no such folder, its files are damaged, or the recipe is no longer what it was.
+        ConfigError: `config` asks for something else than the runs were started with, or names no recipe.
+    """
+    if config.resume is None:
+        run = runs.create(config, resolve(config), kind=kind)
+        stored = {}
+    else:
+        path = config.resume / record
+        try:
+            stored = json.loads(path.read_bytes())
+        except OSError as error:
+            raise CheckpointError(f"{config.resume} is no folder of {kind}: {record}: {error.strerror}") from None
+        except ValueError as error:
+            raise CheckpointError(f"{path} is damaged: {error}") from None
+        if not isinstance(stored, dict) or not {"seeds", "runs"} <= stored.keys():
+            raise CheckpointError(f"{path} is damaged: no seeds, or no runs")
+        run = runs.reopen(config.resume, config)
+        if resolve(run.config) != run.recipe:
+            raise CheckpointError(f"{path.parent}: recipe {run.config.recipe!r} has changed since: start anew")
+    run.write(runtime.environment(), resumed=config.resume is not None)
+    return Series(run=run, record=record, stored=stored)

@@ -1,0 +1,139 @@
+"""A run in a process of its own: what the parent holds, and what the process does.
+
+The process reads the run's config from its standard input, trains, and says a line of JSON for each epoch and one
+for the end. When that input closes, whether the parent closed it or is gone, the run saves a checkpoint and stops.
+
+    worker = Worker("seed 3", config, threads=1, queue=queue)
+    name, line = queue.get()            # {"say": "epoch 1/16: ..."}, at the end {"status": 0, "error": None}
+    worker.stop()
+"""
+
+import contextlib
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from queue import SimpleQueue
+from typing import Any
+
+from fastcifar import runtime
+from fastcifar.config import TrainConfig
+from fastcifar.engine import fit
+from fastcifar.errors import FastcifarError, StoppedError
+from fastcifar.formats import epoch_line
+from fastcifar.metrics import EpochStats
+from fastcifar.reporter import NullReporter, RunSummary
+
+__all__ = ["LineReporter", "Worker", "serve"]
+
+_CODE = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from fastcifar.worker import serve; serve()"
+
+
+class LineReporter(NullReporter):
+    """Says a run in lines: its notices, epochs and messages. Not its test.
+
+    Args:
+        say: takes a line.
+    """
+
+    def __init__(self, say: Callable[[str], object]) -> None:
+        self._say = say
+
+    def start(self, summary: RunSummary, history: Sequence[EpochStats]) -> None:
+        """Say the notices."""
+        for notice in summary.notices:
+            self._say(f"note: {notice}")
+
+    def epoch_end(self, stats: EpochStats) -> None:
+        """Say the epoch."""
+        self._say(epoch_line(stats))
+
+    def message(self, text: str) -> None:
+        """Say it."""
+        self._say(text)
+
+
+class Worker:
+    """The parent's side of a run's process, which starts at once.
+
+    Args:
+        name: goes into the queue with each line.
+        config: of the run.
+        threads: that it may compute with.
+        queue: gets (name, line) for each line, and after the last (name, {"status": .., "error": .., "stopped": ..}).
+    """
+
+    def __init__(
+        self, name: str, config: TrainConfig, *, threads: int, queue: SimpleQueue[tuple[str, dict[str, Any]]]
+    ) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", _CODE, json.dumps(sys.path)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            start_new_session=True,  # Ctrl-C is for the parent, which tells the others
+        )
+        self.stop_asked = False
+        order = json.dumps({"config": config.to_json(), "threads": threads}).encode() + b"\n"
+        with contextlib.suppress(OSError):  # it has ended already: so does its output
+            self._input.write(order)
+            self._input.flush()
+        threading.Thread(target=self._listen, args=(name, queue), daemon=True).start()
+
+    def stop(self) -> None:
+        """Ask it to save a checkpoint and end."""
+        self.stop_asked = True
+        with contextlib.suppress(OSError):
+            self._input.close()
+
+    def kill(self) -> None:
+        """End it at once. What it saved before is sound."""
+        self._process.kill()
+
+    def wait(self) -> None:
+        """Return when it has ended."""
+        self._process.wait()
+
+    @property
+    def _input(self) -> Any:
+        return self._process.stdin
+
+    def _listen(self, name: str, queue: SimpleQueue[tuple[str, dict[str, Any]]]) -> None:
+        output: Any = self._process.stdout
+        end = None
+        with output:
+            for line in output:
+                message = json.loads(line)
+                if "status" in message:
+                    end = message
+                else:
+                    queue.put((name, message))
+        status = self._process.wait()
+        # a signal before the run could catch it, or a fault, whose traceback is on standard error
+        died = {"status": 2, "error": f"its process ended with status {status}", "stopped": self.stop_asked}
+        queue.put((name, end or died))
+
+
+def serve() -> None:
+    """The process's side: one run, as standard input says."""
+    output = sys.stdout
+    order = json.loads(sys.stdin.readline())
+
+    def tell(**message: Any) -> None:
+        with contextlib.suppress(OSError, ValueError):  # the parent is gone, which stops the run
+            output.write(json.dumps(message) + "\n")
+            output.flush()
+
+    def watch() -> None:
+        sys.stdin.read()
+        runtime.request_stop()
+
+    runtime.limit_threads(order["threads"])
+    threading.Thread(target=watch, daemon=True).start()
+    status, error, stopped = 0, None, False
+    try:
+        with contextlib.redirect_stdout(sys.stderr):  # the output is the parent's alone
+            fit(TrainConfig.from_json(order["config"]), reporter=LineReporter(lambda text: tell(say=text)))
+    except FastcifarError as failure:
+        status, error, stopped = failure.exit_status, str(failure), isinstance(failure, StoppedError)
+    tell(status=status, error=error, stopped=stopped)
