@@ -135,7 +135,7 @@ def test_merging_keeps_the_later_answer() -> None:
 
 
 def test_leaving_out_goes_back_to_the_default() -> None:
-    cut = apply_changes(FAST, ("cutout=8", "optimizer=adam", "drop_last=no"))
+    cut = apply_changes(FAST, ("cutout=8", "optimizer=adam", "drop_last=no", "weight_decay=0.1"))
     assert leave_out(cut, "cutout") == "augment.cutout=0"
     assert leave_out(cut, "augment.flip") == "augment.flip=none"
     assert leave_out(cut, "drop_last") == "drop_last=yes"

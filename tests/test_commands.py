@@ -48,7 +48,7 @@ def fastcifar(
         (["--seed"], "missing value for argument '--seed'"),
         (["--amp-dtype", "bfloat16"], "needs amp (--amp)"),
         (["stray"], "unrecognized options: stray"),
-        (["--arch", "huge"], "unknown arch 'huge': choose from big, small"),
+        (["--arch", "huge"], "unknown arch 'huge': choose from big, fast, small"),
         (["--recipe", "slow"], "unknown recipe 'slow': choose from fast, report"),
         (["--dataset", "mnist"], "unknown dataset 'mnist': choose from cifar10, cifar100, digits"),
         (["--device", "abacus"], "device 'abacus' cannot be used here"),

@@ -384,7 +384,7 @@ def test_warming_up_leaves_the_net_as_it_was() -> None:
 
 def test_stages_of_resolution_come_in_order_then_the_images_own(data: str, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[tuple[int, ...]] = []
-    recipe = dataclasses.replace(RECIPES["fast"], resolutions=((17, 0.5), (20, 0.2)))
+    recipe = dataclasses.replace(RECIPES["fast"], resolutions=((17, 0.5), (20, 0.2)), tta="none")
     monkeypatch.setitem(RECIPES, "low", recipe)
     forward = torch.nn.Module.__call__
 
@@ -498,7 +498,7 @@ def test_what_cannot_be_compiled_is_said(data: str, monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"arch": "huge"}, "unknown arch 'huge': choose from big, small"),
+        ({"arch": "huge"}, "unknown arch 'huge': choose from big, fast, small"),
         ({"recipe": "slow"}, "unknown recipe 'slow'"),
         ({"batch_size": 71, "recipe": "fast", "split": "report"}, "batch_size 71 is more than the 70 training images"),
         ({"batch_size": 23, "recipe": "report"}, "batch_size 23 leaves one of 70 images over"),

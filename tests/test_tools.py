@@ -41,12 +41,6 @@ def test_the_report_table_sets_both_beside_each_other() -> None:
     assert "on the published CIFAR-10" in published[-1]
 
 
-def test_other_recipes_have_a_table_of_their_own() -> None:
-    runs = [sample_run("big"), sample_run("small", recipe="fast", split="full", epochs=4)]
-    assert "| small | fast | full | 4 | 1,234 s | 70.12 % |" in readme_tables.fast_table(runs)
-    assert readme_tables.fast_table(runs[:1]) == []
-
-
 def test_a_block_is_replaced_and_nothing_else() -> None:
     text = "a\n<!-- x table: generated -->\n\nold\n\n<!-- end of x table -->\nb\n"
     once = readme_tables.replace_block(text, "x", ["new"])

@@ -79,26 +79,6 @@ def report_table(runs: list[dict[str, Any]]) -> list[str]:
     return [*grid(head, rows), "", note]
 
 
-def fast_table(runs: list[dict[str, Any]]) -> list[str]:
-    """Runs of other recipes."""
-    others = [run for run in runs if run["recipe"] != "report"]
-    if not others:
-        return []
-    head = ["net", "recipe", "split", "epochs", "training time", "test accuracy"]
-    rows = [
-        [
-            run["arch"],
-            run["recipe"],
-            run["split"],
-            str(run["epochs"]),
-            f"{run['train_seconds']:,.0f} s",
-            percent(run["accuracy"]),
-        ]
-        for run in others
-    ]
-    return [*grid(head, rows), "", f"One run each, {conditions(others)}."]
-
-
 def where(content: Mapping[str, Any]) -> str:
     """Hardware and version, for the line under a table."""
     receipt = content["receipt"]
@@ -252,7 +232,6 @@ def streaming_table(content: Mapping[str, Any]) -> list[str]:
 
 TABLES: tuple[tuple[str, str, Callable[[Any], list[str]]], ...] = (
     ("report", "runs", report_table),
-    ("fast", "runs", fast_table),
     ("race", "race", race_table),
     ("ceiling", "ceiling", ceiling_table),
     ("training-step", "training_step", training_step_table),

@@ -35,17 +35,17 @@ def config_of(job: Job, *, recipe: str) -> TrainConfig:
 
 
 def train(job: Job, *, recipe: str) -> Outcome:
-    """One run. Its training seconds hold the loader and the steps, not the evaluations and checkpoints between."""
+    """One run. Its training seconds hold whitening, the loader and the steps, not evaluations and checkpoints between."""
     result = fit(config_of(job, recipe=recipe))
     stored = json.loads((result.path / "config.json").read_bytes())
-    seconds = itertools.accumulate(stats.train_seconds for stats in result.history)
+    before, *ends = itertools.accumulate((result.run.warmup_seconds, *(s.train_seconds for s in result.history)))
     return Outcome(
         accuracy=result.test.accuracy,
         tta=result.test.tta,
         tta_accuracy=result.test.tta_accuracy,
-        train_seconds=result.run.train_seconds,
+        train_seconds=before + result.run.train_seconds,
         eval_seconds=result.run.eval_seconds,
-        curve=tuple(zip(seconds, (stats.eval_accuracy for stats in result.history), strict=True)),
+        curve=tuple(zip(ends, (stats.eval_accuracy for stats in result.history), strict=True)),
         curve_of=result.history[-1].evaluated,
         batch_size=stored["recipe"]["batch_size"],
         threads=torch.get_num_threads(),
