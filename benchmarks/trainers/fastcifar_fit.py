@@ -35,7 +35,7 @@ def config_of(job: Job, *, recipe: str) -> TrainConfig:
 
 
 def train(job: Job, *, recipe: str) -> Outcome:
-    """One run. Its training seconds hold whitening, the loader and the steps, not evaluations and checkpoints between."""
+    """One run. Its training seconds hold whitening, loader and steps, not the evaluations and checkpoints between."""
     result = fit(config_of(job, recipe=recipe))
     stored = json.loads((result.path / "config.json").read_bytes())
     before, *ends = itertools.accumulate((result.run.warmup_seconds, *(s.train_seconds for s in result.history)))
