@@ -49,7 +49,7 @@ def fastcifar(
         (["--amp-dtype", "bfloat16"], "needs amp (--amp)"),
         (["stray"], "unrecognized options: stray"),
         (["--arch", "huge"], "unknown arch 'huge': choose from big, fast, small"),
-        (["--recipe", "slow"], "unknown recipe 'slow': choose from fast, report"),
+        (["--recipe", "slow"], "unknown recipe 'slow': choose from fast, long, report"),
         (["--dataset", "mnist"], "unknown dataset 'mnist': choose from cifar10, cifar100, digits"),
         (["--device", "abacus"], "device 'abacus' cannot be used here"),
         (["--data", "nowhere.tar.gz"], "nowhere.tar.gz: does not exist"),

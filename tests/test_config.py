@@ -75,7 +75,7 @@ def test_configs_survive_json() -> None:
 def test_resolve_lays_options_over_the_recipe() -> None:
     recipe = resolve(TrainConfig(recipe="report", epochs=3, lr=0.5))
     assert recipe == dataclasses.replace(RECIPES["report"], epochs=3, lr=0.5)
-    with pytest.raises(ConfigError, match="unknown recipe 'slow': choose from fast, report"):
+    with pytest.raises(ConfigError, match="unknown recipe 'slow': choose from fast, long, report"):
         resolve(TrainConfig(recipe="slow"))
 
 
@@ -87,3 +87,15 @@ def test_the_report_recipe_is_the_reports() -> None:
     assert recipe.label_smoothing == recipe.weight_decay == recipe.final_lr == 0
     assert recipe.averaging == recipe.whiten == recipe.tta == "none"
     assert (recipe.resolutions, recipe.head_lr, recipe.vector_lr, recipe.norm_momentum) == ((), 1.0, 1.0, 0.1)
+
+
+def test_a_recipe_is_its_own_for_some_nets() -> None:
+    for name in ("fast", "long"):
+        recipe, own = (resolve(TrainConfig(recipe=name, arch=arch)) for arch in ("small", "fast"))
+        assert recipe == RECIPES[name] == resolve(TrainConfig(recipe=name, arch="big"))
+        assert (recipe.whiten, own.whiten) == ("init", "frozen")
+        assert own.augment == recipe.augment
+    assert resolve(TrainConfig(arch="fast", change=("whiten=none",), batch_size=64)) == dataclasses.replace(
+        resolve(TrainConfig(arch="fast")), whiten="none", batch_size=64
+    )
+    assert resolve(TrainConfig(recipe="report", arch="fast")) == RECIPES["report"]
