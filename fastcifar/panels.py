@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 
-from rich.box import ROUNDED
+from rich.box import ROUNDED, SIMPLE_HEAD
 from rich.cells import cell_len, set_cell_size
 from rich.console import Console, Group
 from rich.panel import Panel
@@ -110,7 +110,7 @@ def print_table(
             cells = [" " * (width - cell_len(cell)) + cell for cell, width in zip(others, widths[1:], strict=True)]
             console.print(Text("  ".join([set_cell_size(first, widths[0]), *cells]).rstrip()), soft_wrap=True)
     else:
-        table = Table(title=Text(clean(console, title), "bold"), title_justify="left", box=ROUNDED)
+        table = Table(title=Text(clean(console, title), "bold"), title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
         for index, name in enumerate(head):
             table.add_column(Text(name), justify="right" if index else "left", overflow="fold")
         for row in body:

@@ -14,7 +14,7 @@ from scipy import stats
 from fastcifar import many
 from fastcifar.ablation import AblationResult, ablate, ablation_table
 from fastcifar.commands import main
-from fastcifar.config import TrainConfig
+from fastcifar.config import Augment, Recipe, TrainConfig
 from fastcifar.data.writer import SourceFile, write_store
 from fastcifar.engine import fit
 from fastcifar.errors import CheckpointError, ConfigError, DivergedError, FastcifarError, StoppedError
@@ -24,12 +24,25 @@ from fastcifar.reporter import NullReporter
 from fastcifar.variants import plan_variants, vary
 
 TINY = Arch(blocks=((4,), (4,), (4,), (4,)), hidden=(8,))
+TESTED = Recipe(
+    split="full",
+    epochs=16,
+    batch_size=64,
+    optimizer="sgd",
+    lr=0.05,
+    weight_decay=0.005,
+    schedule="one-cycle",
+    label_smoothing=0.1,
+    augment=Augment(crop=4, flip="alternating"),
+    resolutions=((20, 0.67),),
+)
 SECRET = 0.123456  # the test accuracy that nothing may show
 
 
 @pytest.fixture(autouse=True)
 def _tiny(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(ARCHS, "tiny", TINY)
+    monkeypatch.setitem(RECIPES, "tested", TESTED)
     monkeypatch.setattr("fastcifar.figures.write_figures", lambda *arguments, **options: ())
     monkeypatch.chdir(tmp_path)
 
@@ -49,7 +62,14 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def config(data: str, **options: Any) -> TrainConfig:
-    defaults: dict[str, Any] = {"arch": "tiny", "epochs": 1, "batch_size": 16, "device": "cpu", "out": Path("all")}
+    defaults: dict[str, Any] = {
+        "arch": "tiny",
+        "recipe": "tested",
+        "epochs": 1,
+        "batch_size": 16,
+        "device": "cpu",
+        "out": Path("all"),
+    }
     return TrainConfig(**{**defaults, "dataset": data, **options})
 
 
@@ -131,7 +151,7 @@ def test_differences_are_paired_by_seed(data: str, monkeypatch: pytest.MonkeyPat
     assert stored["rows"][1]["difference"]["mean"] == cut.difference.mean
     assert {run["state"] for run in stored["runs"]} == {"done"}
     markdown = Path("all/ablation.md").read_text().splitlines()
-    assert markdown[0] == "# tiny on noise, fast, changed: cutout=4"
+    assert markdown[0] == "# tiny on noise, tested, changed: cutout=4"
     assert f"| {' | '.join(table[2])} |" in markdown
     assert result.exit_status == 0
     assert [line for line in heard.messages if line.startswith("without cutout, seed 1")] == [
@@ -256,16 +276,16 @@ def test_each_ingredient_is_left_out_where_nothing_is_named() -> None:
         "without scaling": ("scaling=standardize",),
         "without cutout": ("augment.cutout=0",),
     }
-    fast = plan_variants(TrainConfig(), (), ())
-    assert {"without label_smoothing", "without flip", "without crop", "without resolutions"} <= fast.keys()
-    assert fast["without resolutions"] == ("resolutions=none",)
+    tested = plan_variants(TrainConfig(recipe="tested"), (), ())
+    assert {"without label_smoothing", "without flip", "without crop", "without resolutions"} <= tested.keys()
+    assert tested["without resolutions"] == ("resolutions=none",)
     plain = ("drop_last=yes", "scaling=standardize", "tta=flip")
     with pytest.raises(ConfigError, match="recipe 'report' has no ingredient to leave out: give --variant"):
         plan_variants(TrainConfig(recipe="report", change=plain), (), ())
 
 
 def test_a_variants_changes_have_the_last_word() -> None:
-    base = TrainConfig(epochs=4, lr=0.5, change=("cutout=8", "warmup=0.5"))
+    base = TrainConfig(recipe="tested", epochs=4, lr=0.5, change=("cutout=8", "warmup=0.5"))
     varied = vary(base, ("lr=0.1", "augment.cutout=0"))
     assert (varied.epochs, varied.lr) == (4, None)
     assert varied.change == ("warmup=0.5", "lr=0.1", "augment.cutout=0")
@@ -292,7 +312,7 @@ def test_a_variants_changes_have_the_last_word() -> None:
 )
 def test_a_wrong_variant_is_one_line(without: tuple[str, ...], variants: tuple[str, ...], message: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        plan_variants(TrainConfig(), without, variants)
+        plan_variants(TrainConfig(recipe="tested"), without, variants)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -301,12 +321,25 @@ def test_the_command_prints_lines_then_the_table(
     data: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     made = fake_fit(monkeypatch, by_seed)
-    arguments = ["--dataset", data, "--arch", "tiny", "--epochs", "1", "--batch-size", "16", "--device", "cpu"]
+    arguments = [
+        "--dataset",
+        data,
+        "--arch",
+        "tiny",
+        "--recipe",
+        "tested",
+        "--epochs",
+        "1",
+        "--batch-size",
+        "16",
+        "--device",
+        "cpu",
+    ]
     variants = ["--without", "flip", "crop", "--variant", "lr=1", "--variant", "optimizer=adam lr=0.01"]
     assert main(["ablate", *arguments, *variants, "--change", "cutout=4", "--out", "all"]) == 0
     lines = capfd.readouterr().out.splitlines()
     assert lines[0] == "the base and 4 variants, 3 seeds each, in all"
-    table = lines[lines.index("tiny on noise, fast, changed: cutout=4") :]
+    table = lines[lines.index("tiny on noise, tested, changed: cutout=4") :]
     assert [line.split("  ")[0] for line in table[2:7]] == [
         "base",
         "without flip",
@@ -346,7 +379,6 @@ def test_wrong_options_are_one_line(
 
 def test_the_split_of_a_recipe_gives_way_to_holdout_unless_named(data: str, monkeypatch: pytest.MonkeyPatch) -> None:
     made = fake_fit(monkeypatch, by_seed)
-    assert RECIPES["fast"].split == "full"
     ablate(config(data), (0,), without=("flip",))
     ablate(config(data, change=("split=full",), out=Path("other")), (0,), without=("flip",))
     assert [resolve(run).split for run in made] == ["holdout"] * 2 + ["full"] * 2

@@ -15,7 +15,18 @@ from fastcifar.config import Augment, Recipe, TrainConfig
 from fastcifar.errors import ConfigError
 from fastcifar.recipes import RECIPES, resolve
 
-FAST = RECIPES["fast"]
+FAST = Recipe(
+    split="full",
+    epochs=16,
+    batch_size=64,
+    optimizer="sgd",
+    lr=0.05,
+    weight_decay=0.005,
+    schedule="one-cycle",
+    label_smoothing=0.1,
+    augment=Augment(crop=4, flip="alternating"),
+    resolutions=((20, 0.67),),
+)
 
 
 @pytest.mark.parametrize(

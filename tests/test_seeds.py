@@ -93,7 +93,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def config(data: str, **options: Any) -> TrainConfig:
-    defaults: dict[str, Any] = {"arch": "tiny", "epochs": 2, "batch_size": 16, "device": "cpu", "out": Path("all")}
+    defaults: dict[str, Any] = {"arch": "tiny", "recipe": "report", "split": "full", "change": ("drop_last=yes",)}
+    defaults |= {"epochs": 2, "batch_size": 16, "device": "cpu", "out": Path("all")}
     return TrainConfig(**{**defaults, "dataset": data, **options})
 
 
@@ -350,8 +351,8 @@ def test_a_folder_of_seeds_keeps_its_options(data: str, monkeypatch: pytest.Monk
         fit_seeds(TrainConfig(resume=Path("all/seed-0")))
     with pytest.raises(OutputError, match="'all' is not empty: resume it with --resume all"):
         fit_seeds(config(data), [0])
-    monkeypatch.setitem(RECIPES, "fast", dataclasses.replace(RECIPES["fast"], weight_decay=0.5))
-    with pytest.raises(CheckpointError, match="all: recipe 'fast' has changed since: start anew"):
+    monkeypatch.setitem(RECIPES, "report", dataclasses.replace(RECIPES["report"], weight_decay=0.5))
+    with pytest.raises(CheckpointError, match="all: recipe 'report' has changed since: start anew"):
         fit_seeds(TrainConfig(resume=Path("all")))
     Path("all/seeds.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"seeds\.json is damaged"):
@@ -405,7 +406,7 @@ def test_the_command_ends_with_a_table_and_resumes_its_folder(
     data: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     spy_on_fit(monkeypatch, diverging=1)
-    arguments = ["--dataset", data, "--arch", "tiny", "--epochs", "1", "--batch-size", "16", "--device", "cpu"]
+    arguments = ["--dataset", data, "--arch", "tiny", "--recipe", "report", "--split", "full", "--epochs", "1"]
     assert main(["train", *arguments, "--seeds", "0,1", "--out", "all"]) == 3
     lines = capfd.readouterr().out.splitlines()
     table = lines[lines.index("2 seeds") :]
