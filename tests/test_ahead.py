@@ -1,6 +1,9 @@
 """Batches that helper threads begin before they are asked for: the same bits, nothing overwritten, nothing left."""
 
 import gc
+import os
+import subprocess
+import sys
 import threading
 import weakref
 
@@ -138,3 +141,34 @@ def test_a_kernel_that_goes_takes_its_batch_along():
     other(epoch=0, start=0, size=200)
     gc.collect()
     assert buffer() is None
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_child_makes_its_own():
+    """In a process of its own: other tests' threads make forking unsafe."""
+    code = """
+import os, signal, time, numpy as np, torch
+from fastcifar.kernels.cpu import CpuKernel
+from fastcifar.kernels.cpu_fields import CAME, MADE
+from fastcifar.kernels.plan import Plan
+torch.set_num_threads(2)
+images = np.random.default_rng(0).integers(0, 256, (60_000, 16, 16, 3), dtype=np.uint8)
+plan = Plan(samples=60_000, crop=4, flip="random", scale=np.ones(3, np.float32), shift=np.zeros(3, np.float32),
+            dtype="bfloat16")
+kernel = CpuKernel(images, np.zeros(60_000), plan)
+kernel._most_ahead = 60_000
+expected = kernel(epoch=0, start=0, size=60_000)[0].view(torch.int16).numpy().copy()
+for _ in range(5):
+    kernel.prepare(epoch=0, start=0, size=60_000)
+    words = kernel._ahead[0][0].job.words
+    while words[CAME] == 0:
+        pass
+    child = os.fork()  # a helper is at it
+    if child == 0:
+        assert words[MADE] < 60_000
+        signal.alarm(10)
+        os._exit(not (kernel(epoch=0, start=0, size=60_000)[0].view(torch.int16).numpy() == expected).all())
+    assert os.waitpid(child, 0)[1] == 0
+    assert (kernel(epoch=0, start=0, size=60_000)[0].view(torch.int16).numpy() == expected).all()
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=100)

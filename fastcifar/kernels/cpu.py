@@ -102,7 +102,9 @@ class CpuKernel:
         functions = machine.load()
         self._work = functions["work"]
         self._team = shared_team(functions)
-        self._ahead: list[_Launch] = []  # at most one; pop() is a single step, which no other thread comes between
+        self._ahead: list[
+            tuple[_Launch, object]
+        ] = []  # at most one; pop() is a single step, which no other thread comes between
         self._most_ahead = _AHEAD // (elements * np.dtype(_BUFFERS[plan.dtype]).itemsize)
 
     def __call__(self, *, epoch: int, start: int, size: int, capacity: int | None = None) -> tuple[Tensor, Tensor]:
@@ -147,7 +149,7 @@ class CpuKernel:
         self.forget()
         if launch is not None and launch.helpers:
             self._team.post(launch.job, launch.helpers)
-            self._ahead.append(launch)
+            self._ahead.append((launch, self._team.generation))
 
     def forget(self) -> None:
         """Let go of a batch that was begun."""
@@ -156,8 +158,10 @@ class CpuKernel:
     def _take_ahead(self, position: tuple[int, int, int, int] | None) -> _Launch | None:
         """What was begun, if it is the batch at `position`; else it is let go."""
         try:
-            launch = self._ahead.pop()
+            launch, generation = self._ahead.pop()
         except IndexError:
+            return None
+        if generation is not self._team.generation:  # begun by helpers that this process does not have
             return None
         if launch.position == position:
             return launch

@@ -63,6 +63,11 @@ class Team:
         self._bells: list[threading.Lock] = []  # a helper sleeps on its bell, which is locked until rung
         self._end = weakref.finalize(self, _stop, self._slot, self._bells)
 
+    @property
+    def generation(self) -> object:
+        """Another object in a forked child: what helpers had begun is not finished there."""
+        return self._slot
+
     def post(self, job: Job, helpers: int) -> None:
         """Let `helpers` threads work on a job, in the place of the one that was posted before.
 
