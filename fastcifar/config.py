@@ -133,7 +133,8 @@ class Recipe:
     augment: Augment = Augment()
     resolutions: tuple[tuple[int, float], ...] = ()
     """Stages that the run begins with, in order: (side in pixels to which images are reduced, fraction of the steps).
-    The rest of the run is at the images' own size. An epoch is evaluated at the size of its last step."""
+    The rest of the run is at the images' own size, and so is a stage of no smaller side. An epoch is evaluated at the
+    size of its last step."""
     averaging: Averaging = "none"
     """Of the net over the steps: ema follows it and is what is evaluated; lookahead sets it back to the average too."""
     averaging_every: int = 5

@@ -52,8 +52,8 @@ class Evaluation:
 
 
 def reduce(images: Tensor, size: int | None) -> Tensor:
-    """Images reduced to `size` pixels a side, floating [B, C, size, size]; as they are where that is None."""
-    if size is None:
+    """Images reduced to `size` pixels a side, floating [B, C, size, size]; as they are where they are no larger."""
+    if size is None or size >= min(images.shape[2:]):
         return images
     return F.interpolate(images, size=(size, size), mode="bilinear", antialias=True)
 

@@ -61,9 +61,6 @@ class Job:
         )
         if f"{recipe.split}/test" not in store.split_names():
             raise ConfigError(f"{store.name} has no test images in split {recipe.split!r}: convert it with a test part")
-        for side, _ in recipe.resolutions:
-            if side >= (own := min(store.image_shape[:2])):
-                raise ConfigError(f"resolutions: a stage of {side} pixels must be below the images' {own}, or left out")
         images = len(self.loader.dataset)
         if len(self.loader) == 0:
             raise ConfigError(f"batch_size {recipe.batch_size} is more than the {images} training images")

@@ -403,12 +403,15 @@ def test_stages_of_resolution_come_in_order_then_the_images_own(data: str, monke
     monkeypatch.setitem(RECIPES, "low", dataclasses.replace(recipe, resolutions=((17, 1.0),)))
     fit(config(data, recipe="low", epochs=3, batch_size=50, out=Path("all-low")))
     assert evaluated == [(17, 17)] * 3 + [(22, 22)]
+    sizes.clear()
+    monkeypatch.setitem(RECIPES, "low", dataclasses.replace(recipe, resolutions=((22, 0.5), (32, 0.5))))
+    fit(config(data, recipe="low", epochs=1, batch_size=50, out=Path("own")))
+    assert sizes == [(22, 22)] * 2
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"resolutions": ((20, 0.5), (22, 0.2))}, "resolutions: a stage of 22 pixels must be below the images' 22"),
         ({"resolutions": ((16, 0.5),)}, "these nets take images of 17 to 32 pixels a side, got 16 x 16"),
         ({"averaging": "ema", "averaging_every": 13}, "averaging_every 13 is more than the run's 12 steps"),
     ],

@@ -215,7 +215,7 @@ def test_entries_are_seed_by_seed_and_take_epochs_from_the_table() -> None:
 @pytest.mark.parametrize(
     ("specs", "changes", "message"),
     [
-        (["slow"], {}, "contestants: unknown 'slow': choose from report, fast, airbench94, airbench94-256"),
+        (["slow"], {}, "contestants: unknown 'slow': choose from report, fast, long, airbench94, airbench94-256"),
         (["fast:x"], {}, "contestants: 'fast:x': epochs must be numbers, as in fast:3,11"),
         (["fast"], {"split": "holdout"}, "fast has no budget for arch small, split holdout: say fast:EPOCHS"),
         ([], {"split": "holdout"}, "none has a budget for arch small, split holdout: name them"),
@@ -339,6 +339,7 @@ def test_leaving_early_ends_the_processes(store: ArrayStore) -> None:
     import threading
     import time
 
+    before = threading.active_count()
     racing = Pool(store, "turn")
     running = racing.run([racing.plan(dummy()), racing.plan(dummy("long", seed=1)), racing.plan(dummy("long", seed=2))])
     assert next(running)["seed"] == 0
@@ -352,7 +353,7 @@ def test_leaving_early_ends_the_processes(store: ArrayStore) -> None:
     assert time.monotonic() - started < 20
     assert not Path(f"/proc/{pid}").exists()
     assert not (store.path / "started-2").exists()
-    assert threading.active_count() == 1
+    assert threading.active_count() <= before
 
 
 ENDED = {

@@ -8,6 +8,7 @@ Its ink is of middle lightness on a transparent ground, so that it can be read o
 import io
 import itertools
 import math
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -51,8 +52,11 @@ def draw(races: Sequence[Race]) -> Figure:
     for axes, race in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
         _panel(axes, race, colors)
     rings = any(run["tta_accuracy"] for race in shown for group in race.groups for run in group.runs)
-    said = "dots: test accuracy at the end of a run" + "; rings: with test-time augmentation" * rings
-    figure.supxlabel(f"training time ({said}; lines: after each epoch)", fontsize=8, color=_INK)
+    said = ["dots: test accuracy at the end", "rings: with test-time augmentation", "lines: after each epoch"]
+    if not rings:
+        del said[1]
+    label = f"training time ({'; '.join(said)})"
+    figure.supxlabel(textwrap.fill(label, 60 * len(shown)), fontsize=8, color=_INK)
     return figure
 
 
