@@ -17,7 +17,7 @@ from typing import Any
 
 from fastcifar.changes import changed_fields
 from fastcifar.config import TrainConfig
-from fastcifar.errors import ConfigError, StoppedError
+from fastcifar.errors import ConfigError
 from fastcifar.estimates import Estimate, estimate, interval_text
 from fastcifar.formats import percent, seconds
 from fastcifar.many import Figures, Member, Outcome, run_all
@@ -119,7 +119,7 @@ def ablate(
             )
 
     reporter.message(f"the base and {len(plan) - 1} variants, {len(seeds)} seeds each, in {series.path}")
-    try:
+    with series.running():
         outcomes = run_all(
             ablation.members,
             series.diverged,
@@ -129,11 +129,6 @@ def ablate(
             record=record,
             go_on=series.go_on("ablate"),
         )
-    except StoppedError:
-        raise
-    except BaseException:
-        series.discard()
-        raise
     return ablation.summarise(outcomes)
 
 

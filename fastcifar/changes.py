@@ -1,4 +1,4 @@
-"""Changes to a recipe, written as text: `optimizer=muon`, `augment.cutout=8`, `low_resolution=0`.
+"""Changes to a recipe, written as text: `optimizer=muon`, `augment.cutout=8`, `resolutions=20:0.5`.
 
 A change names a field of `Recipe` or of its `Augment` and says its new value in the field's own type. What the
 field allows is checked where the recipe checks it.

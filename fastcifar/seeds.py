@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fastcifar.config import TrainConfig
-from fastcifar.errors import ConfigError, StoppedError
+from fastcifar.errors import ConfigError
 from fastcifar.estimates import Estimate, estimate, interval_text
 from fastcifar.formats import percent, seconds
 from fastcifar.many import Member, Outcome, run_all
@@ -79,7 +79,7 @@ def fit_seeds(
         if newest is not None and (parallel > 1 or outcomes[newest].error):
             reporter.message(f"{newest}: {_say(outcomes[newest])}")
 
-    try:
+    with series.running():
         outcomes = run_all(
             [Member(name, config) for name, config in members.items()],
             series.diverged,
@@ -89,11 +89,6 @@ def fit_seeds(
             record=record,
             go_on=series.go_on("train"),
         )
-    except StoppedError:
-        raise
-    except BaseException:
-        series.discard()
-        raise
     return summarise(outcomes)
 
 

@@ -7,16 +7,17 @@ It holds `config.json` and `environment.json` like a run's folder, a record of h
     series.diverged                          # of the record that was there when it was opened
 """
 
+import contextlib
 import json
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fastcifar import runs, runtime
 from fastcifar.config import TrainConfig
-from fastcifar.errors import CheckpointError, ConfigError
+from fastcifar.errors import CheckpointError, ConfigError, StoppedError
 from fastcifar.publish import publish_bytes, publish_json
 from fastcifar.recipes import resolve
 
@@ -78,8 +79,18 @@ class Series:
         """The command line that goes on with it."""
         return f"fastcifar {command} --resume {shlex.quote(str(self.path))}"
 
-    def discard(self) -> None:
-        """Remove what was made, if no run has left anything."""
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        """For a block that runs them: where it fails, but for a stop, nothing is left if no run has left anything."""
+        try:
+            yield
+        except StoppedError:
+            raise
+        except BaseException:
+            self._discard()
+            raise
+
+    def _discard(self) -> None:
         if not any(path.is_dir() for path in self.path.iterdir()):
             for path in self.path.glob(f"{Path(self.record).stem}.*"):
                 path.unlink()

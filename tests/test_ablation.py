@@ -14,7 +14,7 @@ from scipy import stats
 from fastcifar import many
 from fastcifar.ablation import AblationResult, ablate, ablation_table
 from fastcifar.commands import main
-from fastcifar.config import Augment, Recipe, TrainConfig
+from fastcifar.config import TrainConfig
 from fastcifar.data.writer import SourceFile, write_store
 from fastcifar.engine import fit
 from fastcifar.errors import CheckpointError, ConfigError, DivergedError, FastcifarError, StoppedError
@@ -22,27 +22,16 @@ from fastcifar.nets import ARCHS, Arch
 from fastcifar.recipes import RECIPES, resolve
 from fastcifar.reporter import NullReporter
 from fastcifar.variants import plan_variants, vary
+from tests.test_changes import FAST
 
 TINY = Arch(blocks=((4,), (4,), (4,), (4,)), hidden=(8,))
-TESTED = Recipe(
-    split="full",
-    epochs=16,
-    batch_size=64,
-    optimizer="sgd",
-    lr=0.05,
-    weight_decay=0.005,
-    schedule="one-cycle",
-    label_smoothing=0.1,
-    augment=Augment(crop=4, flip="alternating"),
-    resolutions=((20, 0.67),),
-)
 SECRET = 0.123456  # the test accuracy that nothing may show
 
 
 @pytest.fixture(autouse=True)
 def _tiny(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(ARCHS, "tiny", TINY)
-    monkeypatch.setitem(RECIPES, "tested", TESTED)
+    monkeypatch.setitem(RECIPES, "tested", FAST)
     monkeypatch.setattr("fastcifar.figures.write_figures", lambda *arguments, **options: ())
     monkeypatch.chdir(tmp_path)
 

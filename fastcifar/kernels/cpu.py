@@ -102,9 +102,8 @@ class CpuKernel:
         functions = machine.load()
         self._work = functions["work"]
         self._team = shared_team(functions)
-        self._ahead: list[
-            tuple[_Launch, object]
-        ] = []  # at most one; pop() is a single step, which no other thread comes between
+        # at most one; pop() is a single step, which no other thread comes between
+        self._ahead: list[tuple[_Launch, object]] = []
         self._most_ahead = _AHEAD // (elements * np.dtype(_BUFFERS[plan.dtype]).itemsize)
 
     def __call__(self, *, epoch: int, start: int, size: int, capacity: int | None = None) -> tuple[Tensor, Tensor]:

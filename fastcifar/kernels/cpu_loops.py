@@ -251,7 +251,8 @@ def _make(job):
 def work(box, job, spins):
     """Make a job's batch, together with the other threads that work on it; or with a box, serve.
 
-    Who serves does the jobs that are put into the box, until none came for a while.
+    Who serves does the jobs that are put into the box, until none came for a while. One function for both: what makes
+    images goes into its caller, and would else be compiled twice.
 
     Args:
         box: address of a box, for who serves; else 0.
