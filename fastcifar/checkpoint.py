@@ -4,7 +4,9 @@
 `training.safetensors` holds the optimiser's, scaler's and metrics' tensors; `manifest.json` the rest.
 No pickle is written or read.
 
-    save(run / "checkpoints", step=100, model=model.state_dict(), training={}, state={"epoch": 1})
+    saver = Saver(run / "checkpoints")
+    saver.save(step=100, model=model.state_dict(), training={}, state={"epoch": 1})    # in the background
+    saver.wait()
     newest = load_newest(run / "checkpoints")
 """
 
@@ -12,6 +14,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +26,7 @@ from torch import Tensor
 from fastcifar.errors import CheckpointError, OutputError
 from fastcifar.publish import publish_folder, remove_stale
 
-__all__ = ["Checkpoint", "load_newest", "save"]
+__all__ = ["Checkpoint", "Saver", "load_newest", "problem", "save", "saved"]
 
 _FORMAT, _VERSION = "fastcifar-checkpoint", 1
 _FILES = ("model.safetensors", "training.safetensors")
@@ -63,7 +66,7 @@ def save(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         remove_stale(folder)
-        if path.exists() and not _is_sound(path):
+        if path.exists() and problem(path) is not None:
             shutil.rmtree(path)  # or it would stand in the new one's place
         with publish_folder(path) as temporary:
             digests = {}
@@ -76,9 +79,54 @@ def save(
             (temporary / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
     except OSError as error:
         raise OutputError(f"checkpoint {error.filename or path} cannot be written: {error.strerror or error}") from None
-    for old in sorted(_saved(folder))[:-_KEEP]:
+    for old in saved(folder)[:-_KEEP]:
         shutil.rmtree(old, ignore_errors=True)
     return path
+
+
+class Saver:
+    """Saves a run's checkpoints while the run goes on: what is saved is copied at once, and written by a thread.
+
+    Args:
+        folder: a run's `checkpoints`.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._pool = ThreadPoolExecutor(1, "checkpoint")
+        self._running: Future[Path] | None = None
+
+    def save(
+        self, *, step: int, model: Mapping[str, Tensor], training: Mapping[str, Tensor], state: Mapping[str, Any]
+    ) -> None:
+        """Begin to save, once the one before is written. The tensors may be changed as soon as this returns.
+
+        Raises:
+            OutputError: the one before could not be written.
+        """
+        self.wait()
+        copies = [{name: _copy(tensor) for name, tensor in tensors.items()} for tensors in (model, training)]
+        content = {"model": copies[0], "training": copies[1], "state": json.loads(json.dumps(state))}
+        self._running = self._pool.submit(save, self._folder, step=step, **content)
+
+    def wait(self) -> None:
+        """Return when all is written.
+
+        Raises:
+            OutputError: it could not be.
+        """
+        running, self._running = self._running, None
+        if running is not None:
+            running.result()
+
+    def close(self) -> None:
+        """Wait, and end the thread; an error that nobody waited for is dropped."""
+        self._pool.shutdown()
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    own = tensor.detach()
+    return own.clone() if own.device.type == "cpu" else own.cpu()
 
 
 def load_newest(folder: Path) -> Checkpoint:
@@ -91,7 +139,7 @@ def load_newest(folder: Path) -> Checkpoint:
         CheckpointError: there is none, or the newest was written by a newer fastcifar.
     """
     skipped: list[str] = []
-    for path in sorted(_saved(folder), reverse=True):
+    for path in reversed(saved(folder)):
         try:
             return _load(path, tuple(skipped))
         except _DamagedError as error:
@@ -100,25 +148,34 @@ def load_newest(folder: Path) -> Checkpoint:
     raise CheckpointError(f"{folder} holds no checkpoint to go on from{detail}")
 
 
-class _DamagedError(Exception):
-    pass
+def saved(folder: Path) -> list[Path]:
+    """The folders of the checkpoints in a run's `checkpoints`, the newest last."""
+    if not folder.is_dir():
+        return []
+    return sorted(path for path in folder.glob("*") if path.name.isdigit() and path.is_dir())
 
 
-def _is_sound(path: Path) -> bool:
+def problem(path: Path) -> str | None:
+    """What is wrong with the checkpoint in folder `path`, in a line; None if nothing is."""
     try:
         _load(path, ())
-    except (_DamagedError, CheckpointError):
-        return False
-    return True
+    except (_DamagedError, CheckpointError) as error:
+        return str(error)
+    return None
 
 
-def _saved(folder: Path) -> list[Path]:
-    return [path for path in folder.glob("*") if path.name.isdigit() and path.is_dir()] if folder.is_dir() else []
+class _DamagedError(Exception):
+    pass
 
 
 def _digest(manifest: Mapping[str, Any]) -> str:
     content = {key: value for key, value in manifest.items() if key != "digest"}
     return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def _is_complete(manifest: Mapping[str, Any]) -> bool:
+    kinds = {"step": int, "files": dict, "state": dict}
+    return manifest.get("version") != _VERSION or all(isinstance(manifest.get(k), kind) for k, kind in kinds.items())
 
 
 def _load(path: Path, skipped: tuple[str, ...]) -> Checkpoint:
@@ -128,7 +185,7 @@ def _load(path: Path, skipped: tuple[str, ...]) -> Checkpoint:
         raise _DamagedError(f"manifest.json cannot be read ({type(error).__name__})") from None
     if not isinstance(manifest, dict) or manifest.get("format") != _FORMAT:
         raise _DamagedError("manifest.json is not a checkpoint's")
-    if manifest.get("digest") != _digest(manifest):
+    if manifest.get("digest") != _digest(manifest) or not _is_complete(manifest):
         raise _DamagedError("manifest.json does not have its digest")
     if manifest.get("version") != _VERSION:
         version = manifest.get("version")
@@ -145,7 +202,7 @@ def _load(path: Path, skipped: tuple[str, ...]) -> Checkpoint:
             raise _DamagedError(f"{name} does not have its digest")
         try:
             tensors.append(safetensors.torch.load(content))
-        except safetensors.SafetensorError as error:
+        except (safetensors.SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
             raise _DamagedError(f"{name}: {error}") from None
     return Checkpoint(
         path=path,

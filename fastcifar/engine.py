@@ -12,11 +12,11 @@ from pathlib import Path
 
 from fastcifar import checkpoint, memory, runs, runtime
 from fastcifar.config import Recipe, TrainConfig
-from fastcifar.data.datasets import open_store
+from fastcifar.data.datasets import open_store, set_aside
 from fastcifar.data.store import ArrayStore
-from fastcifar.errors import CheckpointError, DataError, FastcifarError
+from fastcifar.errors import CheckpointError, DamagedStoreError, DataError, FastcifarError
 from fastcifar.evaluation import eval_loader, evaluate, test_stats
-from fastcifar.job import FitResult, Job, check_options
+from fastcifar.job import FitResult, Job
 from fastcifar.metrics import TestStats
 from fastcifar.nets import build_model, check_image_size, find_arch
 from fastcifar.recipes import resolve
@@ -44,23 +44,36 @@ def fit(config: TrainConfig, *, reporter: Reporter | None = None) -> FitResult:
     recipe = resumed.recipe if resumed else resolve(config)
     _check(config, recipe)
     rt = runtime.choose(config)
-    saved = checkpoint.load_newest(resumed.checkpoints) if resumed else None
     run = resumed or runs.create(config, recipe)
     if rt.device.type == "cpu":
         memory.keep_freed()
-    try:
-        with runtime.raise_on_sigterm():
-            store = (_recorded_store(run) if resumed else None) or open_data(config, reporter)
-            job = Job(run, rt, store, TeeReporter(reporter, JsonLinesReporter(run.path / "metrics.jsonl")), saved)
-        with runtime.catch_stop() as stop:
-            return job.train(stop)
-    except runtime.OutOfMemoryError as error:
-        run.discard()
-        reason = str(error).split(". ")[0]
-        raise FastcifarError(f"{rt.device} has too little memory ({reason}): try a smaller --batch-size") from None
-    except BaseException:
-        run.discard()
-        raise
+    with run.claimed():
+        saved = checkpoint.load_newest(run.checkpoints) if resumed else None
+        try:
+            return _train(run, rt, saved, reporter)
+        except runtime.OutOfMemoryError as error:
+            run.discard()
+            reason = str(error).split(". ")[0]
+            raise FastcifarError(f"{rt.device} has too little memory ({reason}): try a smaller --batch-size") from None
+        except BaseException:
+            run.discard()
+            raise
+
+
+def _train(run: runs.Run, rt: runtime.Runtime, saved: checkpoint.Checkpoint | None, reporter: Reporter) -> FitResult:
+    def job(store: ArrayStore) -> Job:
+        return Job(run, rt, store, TeeReporter(reporter, JsonLinesReporter(run.path / "metrics.jsonl")), saved)
+
+    with runtime.raise_on_sigterm():
+        store = (_recorded_store(run) if saved else None) or open_data(run.config, reporter)
+        try:
+            made = job(store)
+        except DamagedStoreError as error:  # its bytes are checked when they are first copied
+            if not set_aside(store, error):
+                raise
+            made = job(open_data(run.config, reporter))
+    with runtime.catch_stop() as stop:
+        return made.train(stop)
 
 
 def evaluate_run(path: Path, *, device: str = "auto", reporter: Reporter | None = None) -> TestStats:
@@ -81,9 +94,9 @@ def evaluate_run(path: Path, *, device: str = "auto", reporter: Reporter | None 
     saved = checkpoint.load_newest(run.checkpoints)
     for line in saved.skipped:
         reporter.message(line)
-    check_options(run, saved)
+    run.check(saved)
     store = _recorded_store(run) or open_data(run.config, reporter)
-    if store.digest != saved.state["loader"]["digest"]:
+    if store.digest != saved.state.get("loader", {}).get("digest"):
         raise CheckpointError(f"{saved.path} was trained on other data than {store.path} holds")
     model = build_model(run.config.arch, num_classes=len(store.classes), in_channels=store.image_shape[2])
     load_weights(model, saved.model)

@@ -9,6 +9,7 @@ exits with the class's `exit_status`. Every other exception is a bug and keeps i
 __all__ = [
     "CheckpointError",
     "ConfigError",
+    "DamagedStoreError",
     "DataError",
     "DivergedError",
     "DownloadError",
@@ -30,6 +31,10 @@ class ConfigError(FastcifarError, ValueError):
 
 class DataError(FastcifarError):
     """An archive, batch file or store cannot be used."""
+
+
+class DamagedStoreError(DataError):
+    """A store's files are not what was written."""
 
 
 class DownloadError(DataError):

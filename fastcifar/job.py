@@ -5,6 +5,7 @@ Nothing in an epoch waits for the device; its sums are read once, at its end.
     Job(run, runtime, store, reporter, saved=None).train(stop)
 """
 
+import contextlib
 import math
 import shlex
 import time
@@ -14,19 +15,22 @@ from pathlib import Path
 from fastcifar import checkpoint, runs
 from fastcifar.config import Tta
 from fastcifar.data.store import ArrayStore
-from fastcifar.errors import CheckpointError, ConfigError, DivergedError, StoppedError
+from fastcifar.errors import CheckpointError, ConfigError, DivergedError, OutputError, StoppedError
 from fastcifar.evaluation import Evaluation, StopSeenError, eval_loader, evaluate, test_stats
 from fastcifar.loader import Loader
-from fastcifar.metrics import EpochStats, TestStats, first_not_finite
+from fastcifar.metrics import EpochStats, LossNotFiniteError, TestStats, not_finite
 from fastcifar.nets import build_model, count_parameters
 from fastcifar.profiling import StepProfiler
 from fastcifar.recipes import describe
 from fastcifar.reporter import Reporter, RunResult, RunSummary
-from fastcifar.runtime import Runtime, StopRequest, environment, is_compile_error, seed_everything
+from fastcifar.runtime import Runtime, StopRequest, arithmetic, environment, is_compile_error, seed_everything
 from fastcifar.trainer import Trainer, train_epoch
 from fastcifar.whitening import first_convolution, first_images, whiten_
 
-__all__ = ["FitResult", "Job", "check_options"]
+__all__ = ["FitResult", "Job"]
+
+
+_LEAST_SCALE = 2.0**-20  # of float16 gradients: below, every update is lost
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +85,7 @@ class Job:
             convolution.weight.requires_grad_(recipe.whiten != "frozen")
         self.whiten_seconds = time.perf_counter() - started
         self.trainer = Trainer(model, recipe, rt, steps=steps)
+        self.saver = checkpoint.Saver(run.checkpoints)
         self.profiler = StepProfiler(run.path / "profile", rt.device, tell=reporter.message, enabled=config.profile)
         self.history: list[EpochStats] = []
         self.epoch = 0  # the running one, from 0
@@ -103,15 +108,18 @@ class Job:
             last_size = self.trainer.resolution(self.trainer.steps - 1)
             done = self.evaluated == "test" and last_size is None and recipe.tta == "none"
             found = last if last is not None and done else self._evaluate("test", stop, tta=recipe.tta)
+            self.saver.wait()
             result = self._finish(test_stats(found, self.store.classes), warmup_seconds)
         except StopSeenError as seen:
             self._save()
+            self.saver.wait()
             raise StoppedError(
                 f"stopped by {seen.signum.name} after step {self.trainer.step} of {self.trainer.steps}, saved; "
                 f"go on with: fastcifar train --resume {shlex.quote(str(run.path))}",
                 128 + seen.signum,
             ) from None
         finally:
+            self.saver.close()
             reporter.close()
         return result
 
@@ -127,10 +135,14 @@ class Job:
                 with self.profiler as profiler:
                     train_epoch(trainer, self.loader, self.reporter, stop=stop, step_done=profiler.step)
             loss, accuracy, samples = trainer.totals.read()
+        except LossNotFiniteError as lost:
+            raise self._diverged(f"the training loss became {lost.loss}", lost.step) from None
         finally:
             self.elapsed = time.perf_counter() - started
         if not math.isfinite(loss):
-            raise self._diverged(f"the training loss became {loss}")
+            raise self._diverged(f"the training loss became {loss}", trainer.step)
+        if trainer.scaler.is_enabled() and trainer.scaler.get_scale() < _LEAST_SCALE:
+            raise self._diverged("gradients overflow at any scale", trainer.step)
         found = self._evaluate(self.evaluated, stop, size=trainer.resolution(trainer.step - 1))
         stats = EpochStats(
             epoch=self.epoch + 1,
@@ -178,26 +190,27 @@ class Job:
                 raise ConfigError(f"compile: the net cannot be compiled here ({reason}): use --compile off") from None
         return time.perf_counter() - started
 
-    def _diverged(self, what: str) -> DivergedError:
-        step = self.trainer.step
-        where = f"in epoch {(step - 1) // len(self.loader) + 1}, by step {step}"
+    def _diverged(self, what: str, step: int) -> DivergedError:
+        bad = not_finite({**self.trainer.weights(), **self.trainer.tensors()})
+        more = f" and {len(bad) - 1} more tensors" if len(bad) > 1 else ""
+        inside = f"{bad[0]}{more} not finite" if bad else "all weights are finite still"
+        where = f"at step {step} of {self.trainer.steps}, in epoch {(step - 1) // len(self.loader) + 1} ({inside})"
+        with contextlib.suppress(OutputError):  # this run is lost either way
+            self.saver.wait()
         kept = f"; the last good checkpoint is in {self.run.checkpoints}" if self.run.checkpoints.exists() else ""
         return DivergedError(f"{what} {where}: try a lower --lr{kept}")
 
     def _save(self) -> None:
         weights, training = self.trainer.weights(), self.trainer.tensors()
-        if (name := first_not_finite({**weights, **training})) is not None:
-            raise self._diverged(f"{name} is no longer finite")
-        checkpoint.save(
-            self.run.checkpoints,
+        if not_finite({**weights, **training}):
+            raise self._diverged("the weights stopped being finite", self.trainer.step)
+        self.saver.save(
             step=self.trainer.step,
             model=weights,
             training=training,
             state={
                 "config_hash": self.run.config_hash(),
-                "precision": str(self.rt.precision),
-                "device": str(self.rt.device.type),
-                "compile": self.rt.compile,
+                "arithmetic": arithmetic(self.rt),
                 "loader": self.loader.state_dict(),
                 "epoch": self.epoch,
                 "elapsed": self.elapsed,
@@ -207,21 +220,28 @@ class Job:
 
     def _restore(self, saved: checkpoint.Checkpoint) -> None:
         state = saved.state
-        check_options(self.run, saved)
-        self.trainer.restore(saved.model, saved.training, saved.step)
-        self.loader.load_state_dict(state["loader"])
-        self.epoch, self.elapsed = state["epoch"], state["elapsed"]
-        self.history = [EpochStats(**values) for values in state["history"]]
+        self.run.check(saved)
+        try:
+            self.trainer.restore(saved.model, saved.training, saved.step)
+            self.loader.load_state_dict(state["loader"])
+            self.epoch, self.elapsed = int(state["epoch"]), float(state["elapsed"])
+            self.history = [EpochStats(**values) for values in state["history"]]
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+            if isinstance(error, ConfigError):
+                raise
+            raise CheckpointError(f"{saved.path} does not hold what a checkpoint does: {error!r}") from None
 
     def _summary(self) -> RunSummary:
         recipe, store, run, saved = self.trainer.recipe, self.store, self.run, self.saved
         notices = list(saved.skipped) if saved else []
         if saved:
             notices.append(f"resumed after step {saved.step} of {self.trainer.steps}")
-            before = [saved.state[name] for name in ("precision", "device", "compile")]
-            if before != [str(self.rt.precision), self.rt.device.type, self.rt.compile]:
-                was = f"{before[0]} on {before[1]}{' and compiled' if before[2] else ''}"
-                notices.append(f"the run was started in {was}: it goes on, but not bit for bit")
+            before, now = saved.state.get("arithmetic", {}), arithmetic(self.rt)
+            changed = [
+                f"{name} {before[name]} became {now[name]}" for name in now if before.get(name) not in (None, now[name])
+            ]
+            if changed:
+                notices.append(f"{', '.join(changed)}: the run goes on, but not bit for bit")
         if not store.verified:
             notices.append("the data are an unverified copy: their checksum is not the published one")
         if store.name == "digits":
@@ -283,13 +303,3 @@ class Job:
             )
         self.reporter.finish(result)
         return FitResult(path=run.path, history=history, test=test, run=result)
-
-
-def check_options(run: runs.Run, saved: checkpoint.Checkpoint) -> None:
-    """Refuse a checkpoint that was saved under other options.
-
-    Raises:
-        CheckpointError: the run's config.json was changed since.
-    """
-    if saved.state["config_hash"] != run.config_hash():
-        raise CheckpointError(f"{saved.path} is of other options than {run.path / 'config.json'} now holds")

@@ -1,12 +1,13 @@
 """Sums kept on the device while an epoch runs, read back once at its end.
 
-Nothing here waits for the device except `Totals.read`.
+Nothing here waits for the device except `Totals.read`, `LossWatch.check` and `not_finite`.
 
     totals = Totals(device)
     totals.add_no_sync(logits, labels)              # every step
     loss, accuracy, samples = totals.read()         # once
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -14,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["EpochStats", "TestStats", "Totals", "first_not_finite"]
+__all__ = ["EpochStats", "LossNotFiniteError", "LossWatch", "TestStats", "Totals", "not_finite"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,9 +67,15 @@ class TestStats:
 
 
 class Totals:
-    """Loss, correct predictions and samples, summed on `device`; padded samples (label -100) don't count."""
+    """Loss, correct predictions and samples, summed on `device`; padded samples (label -100) don't count.
 
-    def __init__(self, device: torch.device) -> None:
+    Args:
+        device: where the sums are.
+        lenient: a batch whose loss is not finite adds none, as its step changes no weight under gradient scaling.
+    """
+
+    def __init__(self, device: torch.device, *, lenient: bool = False) -> None:
+        self._lenient = lenient
         # float64 where the device has it (Apple's MPS has not): 10^4 losses summed in float32 lose digits
         self._precision = torch.float32 if device.type == "mps" else torch.float64
         self.loss = torch.zeros((), dtype=self._precision, device=device)
@@ -83,7 +90,8 @@ class Totals:
             labels: int64[B], -100 where a sample is padding.
         """
         logits = logits.detach()
-        self.loss += F.cross_entropy(logits, labels, reduction="sum")
+        loss = F.cross_entropy(logits, labels, reduction="sum")
+        self.loss += loss.nan_to_num(0.0, 0.0, 0.0) if self._lenient else loss
         self.correct += (logits.argmax(1) == labels).sum()
         self.samples += (labels >= 0).sum()
 
@@ -105,9 +113,56 @@ class Totals:
         self.samples.copy_(state["samples"])
 
 
-def first_not_finite(tensors: Mapping[str, Tensor]) -> str | None:
-    """The name of the first tensor with a NaN or an infinity; None if there is none. Waits for the device once."""
+class LossNotFiniteError(Exception):
+    """The loss stopped being finite at optimiser step `step`, 1 being the first, and has the value `loss`."""
+
+    def __init__(self, step: int, loss: float) -> None:
+        super().__init__(f"{loss} at step {step}")
+        self.step, self.loss = step, loss
+
+
+class LossWatch:
+    """Notices losses that are not finite, and knows at which step they began.
+
+    Args:
+        patience: how many in a row are too many; float16 with gradient scaling lives through some.
+    """
+
+    def __init__(self, patience: int = 1) -> None:
+        self._patience = patience
+        self._losses: list[Tensor] = []
+        self._steps: list[int] = []
+        self._bad: tuple[int, float] | None = None  # where the running row of them began
+        self._length = 0
+
+    def add_no_sync(self, step: int, loss: Tensor) -> None:
+        """Remember the loss of step `step`, floating []."""
+        self._losses.append(loss.detach())
+        self._steps.append(step)
+
+    def check(self) -> None:
+        """Look at what was remembered, and forget it. Waits for the device.
+
+        Raises:
+            LossNotFiniteError: too many in a row were not finite.
+        """
+        losses, steps = self._losses, self._steps
+        self._losses, self._steps = [], []
+        values = [loss.item() for loss in losses[:1]] if len(losses) < 2 else torch.stack(losses).tolist()
+        for step, value in zip(steps, values, strict=True):
+            if math.isfinite(value):
+                self._bad, self._length = None, 0
+                continue
+            self._bad = self._bad or (step, value)
+            self._length += 1
+            if self._length >= self._patience:
+                raise LossNotFiniteError(*self._bad)
+
+
+def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
+    """The names of the tensors with a NaN or an infinity. Waits for the device."""
     floating = {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point()}
-    device = next((tensor.device for tensor in floating.values() if tensor.device.type != "cpu"), torch.device("cpu"))
-    finite = torch.stack([tensor.isfinite().all().to(device) for tensor in floating.values()]).tolist()
-    return next((name for name, good in zip(floating, finite, strict=True) if not good), None)
+    # one pass over all of them, without copies, which nearly always is the last: NaN goes through the maximum
+    if not floating or torch.nn.utils.get_total_norm(floating.values(), math.inf).isfinite():
+        return []
+    return [name for name, tensor in floating.items() if not tensor.isfinite().all()]

@@ -2,7 +2,9 @@
 
 Everything is written under a unique temporary name beside its target, flushed to disk, renamed,
 and the folder that holds it is flushed too. A crash at any instant leaves the old state or the
-new one, and at worst a temporary whose name starts with `.tmp-`.
+new one, and at worst a temporary whose name starts with `.tmp-`. Its writer holds a lock on it, which
+the system takes back when the process ends, however it ends: the next one to publish there removes
+what nobody holds.
 
     with publish_folder(Path("runs/a/checkpoints/100")) as folder:
         (folder / "manifest.json").write_text("{}")
@@ -10,16 +12,22 @@ new one, and at worst a temporary whose name starts with `.tmp-`.
 
 import json
 import os
+import secrets
 import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+try:
+    import fcntl
+except ImportError:  # Windows cannot lock a folder: there nothing counts as left over
+    fcntl = None  # type: ignore[assignment]
 
 __all__ = ["publish_bytes", "publish_folder", "publish_json", "remove_stale"]
 
 _PREFIX = ".tmp-"
+_LONGEST = 50  # letters of the target's name in a temporary's: with its ends they must fit 255 bytes
 
 
 def _sync_file(path: Path) -> None:
@@ -43,19 +51,17 @@ def publish_bytes(path: Path, content: bytes) -> None:
     Raises:
         OSError: the folder is missing or full or cannot be written; the old file is intact.
     """
-    descriptor, name = tempfile.mkstemp(prefix=f"{_PREFIX}{path.name}-", dir=path.parent)
-    temporary = Path(name)
-    try:
-        with os.fdopen(descriptor, "wb") as handle:
-            handle.write(content)
-            handle.flush()
-            os.fsync(handle.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    _sync_folder(path.parent)
+    with _temporary(path, lambda place: os.close(os.open(place, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))) as place:
+        try:
+            with open(place, "wb") as handle:
+                handle.write(content)
+                handle.flush()
+                os.fsync(handle.fileno())
+            os.replace(place, path)
+        except BaseException:
+            place.unlink(missing_ok=True)
+            raise
+        _sync_folder(path.parent)
 
 
 def publish_json(path: Path, value: Any) -> None:
@@ -74,36 +80,87 @@ def publish_folder(path: Path) -> Iterator[Path]:
         OSError: as raised by the block or the rename; `path` is as it was.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{path.name}-", dir=path.parent))
-    try:
-        os.chmod(temporary, 0o777 & ~_umask())
-        yield temporary
-        for file in temporary.rglob("*"):
-            if file.is_file():
-                _sync_file(file)
-        _sync_folder(temporary)
+    with _temporary(path, os.mkdir) as place:
         try:
-            os.rename(temporary, path)
-        except OSError:
-            if not path.is_dir():
-                raise
-            shutil.rmtree(temporary)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    _sync_folder(path.parent)
+            yield place
+            for file in place.rglob("*"):
+                if file.is_file():
+                    _sync_file(file)
+            _sync_folder(place)
+            try:
+                os.rename(place, path)
+            except OSError:
+                if not path.is_dir():
+                    raise
+                shutil.rmtree(place)
+        except BaseException:
+            shutil.rmtree(place, ignore_errors=True)
+            raise
+        _sync_folder(path.parent)
 
 
 def remove_stale(folder: Path, name: str = "") -> None:
-    """Delete temporaries that a crash left in `folder`, of all targets or of `name`. No one else may write them."""
-    for leftover in folder.glob(f"{_PREFIX}{name}*"):
-        if leftover.is_dir():
-            shutil.rmtree(leftover, ignore_errors=True)
-        else:
-            leftover.unlink(missing_ok=True)
+    """Delete temporaries in `folder`, of all targets or of `name`, whose writers are gone; what is in use stays."""
+    for leftover in folder.glob(f"{_PREFIX}{_escape(name[:_LONGEST])}*"):
+        try:
+            lock = _lock(leftover)
+        except BlockingIOError:
+            continue
+        if lock is None:
+            continue
+        try:
+            if leftover.is_dir():
+                shutil.rmtree(leftover, ignore_errors=True)
+            else:
+                with suppress(OSError):
+                    leftover.unlink()
+        finally:
+            os.close(lock)
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def _escape(name: str) -> str:
+    return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in name)
+
+
+@contextmanager
+def _temporary(path: Path, make: Callable[[Path], object]) -> Iterator[Path]:
+    """A new file or folder beside `path`, made by `make` and locked while the block runs."""
+    remove_stale(path.parent, path.name)
+    while True:
+        place = path.parent / f"{_PREFIX}{path.name[:_LONGEST]}-{secrets.token_hex(8)}"
+        make(place)
+        try:
+            lock = _lock(place)
+        except BlockingIOError:  # in this instant another process took it for a leftover
+            continue
+        if place.exists():
+            break
+        if lock is not None:
+            os.close(lock)
+    try:
+        yield place
+    finally:
+        if lock is not None:
+            os.close(lock)
+
+
+def _lock(place: Path) -> int | None:
+    """A descriptor that holds the lock on a file or folder; None where it is gone or there are no such locks.
+
+    Raises:
+        BlockingIOError: another one has it.
+    """
+    if fcntl is None:
+        return None
+    try:
+        descriptor = os.open(place, os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(descriptor)
+        if isinstance(error, BlockingIOError):
+            raise
+        return None
+    return descriptor

@@ -3,6 +3,8 @@
 `config.json` holds the options and the recipe they resolved to; `environment.json` versions and hardware.
 
     run = create(TrainConfig(), resolve(TrainConfig()))
+    with run.claimed():
+        ...
 """
 
 import contextlib
@@ -15,16 +17,23 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import filelock
 
 from fastcifar.config import Recipe, TrainConfig
 from fastcifar.errors import CheckpointError, ConfigError, OutputError
 from fastcifar.publish import publish_json
 
+if TYPE_CHECKING:  # it waits for torch
+    from fastcifar.checkpoint import Checkpoint
+
 __all__ = ["SEEDS", "Run", "create", "reopen"]
 
 SEEDS = "seeds.json"
 """What a folder of one run a seed has; no run's own folder has it."""
+
+_LOCK = ".lock"
 
 # What may differ when a run is resumed: where things are and what computes, not what is computed.
 _FREE = ("data", "allow_unverified", "device", "compile", "profile", "out", "resume")
@@ -65,6 +74,15 @@ class Run:
         fixed["config"] = {key: value for key, value in fixed["config"].items() if key not in _FREE}
         return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()
 
+    def check(self, saved: "Checkpoint") -> None:
+        """Refuse a checkpoint that was saved under other options.
+
+        Raises:
+            CheckpointError: the run's config.json was changed since.
+        """
+        if saved.state.get("config_hash") != self.config_hash():
+            raise CheckpointError(f"{saved.path} is of other options than {self.path / 'config.json'} now holds")
+
     def write(self, environment: Mapping[str, Any], *, resumed: bool) -> None:
         """Publish config.json and environment.json; where a run is resumed, environment-resumed.json instead.
 
@@ -75,6 +93,26 @@ class Run:
             if not resumed:
                 publish_json(self.path / "config.json", self.config_json())
             publish_json(self.path / f"environment{'-resumed' * resumed}.json", dict(environment))
+
+    @contextlib.contextmanager
+    def claimed(self) -> Iterator[None]:
+        """For a block that works on the run: no other process may, until it or this process ends.
+
+        Raises:
+            OutputError: another process does.
+        """
+        try:
+            lock = filelock.FileLock(self.path / _LOCK)
+            lock.acquire(blocking=False)
+        except filelock.Timeout:
+            reason = "another process is working on it: let it end, or choose another folder"
+            raise OutputError(f"{self.path} is in use: {reason}") from None
+        except OSError as error:
+            raise OutputError(f"{self.path / _LOCK} cannot be written: {error.strerror or error}") from None
+        try:
+            yield
+        finally:
+            lock.release()
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
@@ -93,7 +131,7 @@ class Run:
         if self.checkpoints.exists():
             return
         with contextlib.suppress(OSError):
-            for name in ("config.json", "environment.json", "metrics.jsonl"):
+            for name in ("config.json", "environment.json", "metrics.jsonl", _LOCK):
                 (self.path / name).unlink(missing_ok=True)
             shutil.rmtree(self.path / "profile", ignore_errors=True)
             for folder in self.made:
@@ -121,7 +159,7 @@ def create(config: TrainConfig, recipe: Recipe, *, kind: str = "") -> Run:
             path = Path("runs") / f"{stem}-{number}"
         made = tuple(folder for folder in (path, *path.parents) if not folder.exists())
         path.mkdir(parents=True, exist_ok=config.out is not None)
-        if any(path.iterdir()):
+        if any(found.name != _LOCK for found in path.iterdir()):
             hint = f"resume it with --resume {shlex.quote(str(path))}, or " if (path / "config.json").exists() else ""
             raise OutputError(f"out {str(path)!r} is not empty: {hint}choose another folder")
         publish_json(path / "config.json", {})  # now, not after an hour of training

@@ -31,6 +31,7 @@ __all__ = [
     "OutOfMemoryError",
     "Runtime",
     "StopRequest",
+    "arithmetic",
     "catch_stop",
     "choose",
     "environment",
@@ -227,6 +228,19 @@ def environment() -> dict[str, Any]:
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "cuda": torch.version.cuda if cuda else None,
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if cuda else [],
+    }
+
+
+def arithmetic(runtime: Runtime) -> dict[str, str]:
+    """What the last bits of a result depend on beside the options: equal on both sides, a run goes on bit for bit."""
+    device = runtime.device
+    cpu = f"{torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
+    return {
+        "device": device.type,
+        "hardware": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu,
+        "precision": str(runtime.precision).removeprefix("torch."),
+        "compile": "on" if runtime.compile else "off",
+        "torch": torch.__version__,
     }
 
 

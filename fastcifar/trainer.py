@@ -18,13 +18,16 @@ from fastcifar.config import Recipe
 from fastcifar.errors import CheckpointError
 from fastcifar.evaluation import StopSeenError, reduce
 from fastcifar.loader import Batch, Loader
-from fastcifar.metrics import Totals
+from fastcifar.metrics import LossWatch, Totals
 from fastcifar.optim import build_optimizer, learning_rate, resolution, set_learning_rate
 from fastcifar.profiling import phase_scope, scoped_batches
 from fastcifar.reporter import Reporter
 from fastcifar.runtime import Runtime, StopRequest
 
 __all__ = ["Trainer", "load_weights", "train_epoch"]
+
+_SKIPS = 50
+"""Steps in a row that gradient scaling may skip: each halves the scale, which starts at 2**16."""
 
 
 class Trainer:
@@ -49,13 +52,14 @@ class Trainer:
         self.optimizer = build_optimizer(model, recipe)
         self.averaging = Averaging(model, recipe, steps=steps)
         self.scaler = torch.amp.GradScaler(runtime.device.type, enabled=runtime.scale_gradients)
-        self.totals = Totals(runtime.device)
+        self.watch = LossWatch(_SKIPS if runtime.scale_gradients else 1)
+        self.start_epoch()
         if runtime.compile:
             self.model.compile(dynamic=False)
 
     def start_epoch(self) -> None:
         """Begin to sum anew."""
-        self.totals = Totals(self.runtime.device)
+        self.totals = Totals(self.runtime.device, lenient=self.runtime.scale_gradients)
 
     def step_no_sync(self, images: Tensor, labels: Tensor) -> None:
         """One optimiser step on one batch.
@@ -63,9 +67,15 @@ class Trainer:
         Args:
             images: floating [B, C, H, W].
             labels: int64[B], or float32[B, K] of mixed images.
+
+        Raises:
+            LossNotFiniteError: on a CPU, where looking costs no waiting; nothing was changed by this step.
         """
         set_learning_rate(self.optimizer, self.learning_rate(self.step))
         logits, loss = self._loss(images, labels, self.resolution(self.step))
+        self.watch.add_no_sync(self.step + 1, loss)
+        if loss.device.type == "cpu":
+            self.watch.check()
         with phase_scope("backward"):
             torch.autograd.backward(self.scaler.scale(loss))
         with phase_scope("optimiser"):
@@ -196,6 +206,10 @@ def train_epoch(
         reporter: told of each step.
         stop: looked at after each step.
         step_done: called after each step; `StepProfiler.step` takes ten of them apart.
+
+    Raises:
+        LossNotFiniteError: the loss is no longer finite; where looking would wait for the device, at the end.
+        StopSeenError: `stop` was asked for.
     """
     trainer.model.train()
     started, seen = time.perf_counter(), 0
@@ -206,4 +220,7 @@ def train_epoch(
         reporter.train_step(done, steps, seen / (time.perf_counter() - started))
         step_done()
         if stop is not None and stop.signum is not None:
-            raise StopSeenError(stop.signum)
+            break
+    trainer.watch.check()
+    if stop is not None and stop.signum is not None:
+        raise StopSeenError(stop.signum)

@@ -40,7 +40,7 @@ ARROWS: dict[str, set[str]] = {
     "figures": {"formats"},
     "page": {"reporter", "formats"},
     "checkpoint": set(),
-    "runs": set(),
+    "runs": {"checkpoint"},
     "data": set(),
     "kernels": set(),
     "loader": {"batch_op", "data", "kernels", "pipeline", "placement", "runtime"},
@@ -54,6 +54,7 @@ ARROWS: dict[str, set[str]] = {
         *{"job", "trainer", "evaluation", "data", "nets", "recipes", "reporter", "runtime", "memory"},
         *{"checkpoint", "runs"},
     },
+    "verification": {"checkpoint", "data", "runs"},
     "estimates": set(),
     "worker": {"engine", "formats", "reporter", "runtime"},
     "many": {"engine", "recipes", "reporter", "runs", "runtime", "worker"},
@@ -63,7 +64,9 @@ ARROWS: dict[str, set[str]] = {
     "ablation": {
         *{"changes", "estimates", "formats", "many", "optim", "recipes", "reporter", "seeds", "series", "variants"},
     },
-    "commands": {"ablation", "seeds", "engine", "console", "reporter", "runs", "data", "nets", "runtime"},
+    "commands": {
+        *{"ablation", "seeds", "engine", "console", "reporter", "runs", "data", "nets", "runtime", "verification"},
+    },
     "train": {"commands"},
     "__main__": {"commands"},
 }

@@ -19,6 +19,7 @@ COMMANDS = {
     "train": "train a net on CIFAR-10, CIFAR-100, the bundled digits or your own store",
     "convert": "make a store of your own images: class folders, arrays, or CIFAR in any form",
     "evaluate": "print a finished run's test table again, from its checkpoint",
+    "verify": "check stores, runs and archives, byte by byte",
     "ablate": "compare a recipe with variants of it, seed by seed",
 }
 

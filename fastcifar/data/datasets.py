@@ -6,6 +6,9 @@ manifest and maps two files. Data of your own are converted by `folders`, `array
     store = open_store("digits")
 """
 
+import logging
+import os
+import secrets
 from pathlib import Path
 
 import filelock
@@ -17,10 +20,11 @@ from fastcifar.data.download import Progress
 from fastcifar.data.home import VARIABLE, find_home
 from fastcifar.data.store import ArrayStore
 from fastcifar.data.writer import write_content
-from fastcifar.errors import ConfigError, OutputError
-from fastcifar.publish import remove_stale
+from fastcifar.errors import ConfigError, DamagedStoreError, OutputError
 
-__all__ = ["DATASETS", "open_store"]
+__all__ = ["DATASETS", "open_store", "set_aside"]
+
+_log = logging.getLogger(__name__)
 
 DATASETS: dict[str, Dataset] = {
     **{dataset.name: dataset for dataset in CIFAR},
@@ -57,6 +61,8 @@ def open_store(
 
     Raises:
         ConfigError: no data set has that name.
+        DamagedStoreError: the folder that was given is a damaged store; one that was made here is set aside and made
+            again.
         DataError: the data cannot be had, or is not what it should be.
         OutputError: the store cannot be written.
     """
@@ -72,7 +78,10 @@ def open_store(
     home = home or find_home()
     published = home / "stores" / dataset.published
     if data is None and published.is_dir():
-        return ArrayStore(published, verify=verify)
+        try:
+            return ArrayStore(published, verify=verify)
+        except DamagedStoreError as error:
+            _set_aside(published, error)
     found = dataset.find(
         data=Path(data) if data is not None else None,
         home=home,
@@ -81,7 +90,43 @@ def open_store(
     )
     path = home / "stores" / found.folder
     _convert_once(path, found, convert_progress)
+    try:
+        return ArrayStore(path, verify=verify)
+    except DamagedStoreError as error:
+        _set_aside(path, error)
+    _convert_once(path, found, convert_progress)
     return ArrayStore(path, verify=verify)
+
+
+def set_aside(store: ArrayStore, error: DamagedStoreError) -> bool:
+    """Rename a damaged store that `open_store` made, so that opening it again makes it anew; a warning says so.
+
+    Args:
+        store: what `open_store` gave.
+        error: what is wrong with it.
+
+    Returns:
+        Whether it was one of those; a store of the user's own is left as it is.
+
+    Raises:
+        OutputError: it cannot be renamed.
+    """
+    if store.path.absolute().parent != (find_home() / "stores").absolute():
+        return False
+    _set_aside(store.path, error)
+    return True
+
+
+def _set_aside(path: Path, error: DamagedStoreError) -> None:
+    aside = path.with_name(f"{path.name}.damaged-{secrets.token_hex(4)}")
+    try:
+        os.rename(path, aside)
+    except FileNotFoundError:  # another process was first
+        return
+    except OSError as problem:
+        raise OutputError(f"{error}; it cannot be set aside: {problem.strerror or problem}") from None
+    what = str(error).partition("; delete ")[0]
+    _log.warning("%s: set aside as %s, and made anew", what, aside.name)
 
 
 def _is_store(path: Path) -> bool:
@@ -99,7 +144,6 @@ def _convert_once(path: Path, found: Found, progress: Progress | None) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(path.parent / f".{path.name}.lock"):
             if not path.is_dir():
-                remove_stale(path.parent, path.name)  # of one who was killed while converting
                 write_content(path, found.content(), progress)
     except OSError as error:
         where = error.filename or path

@@ -13,6 +13,8 @@ import json
 import os
 import re
 import shutil
+import socket
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -29,7 +31,9 @@ __all__ = ["Progress", "fetch", "file_sha256"]
 
 Progress = Callable[[int, int | None], None]
 
-_TIMEOUT = 10.0  # seconds to connect, and without a byte
+_TIMEOUT = 10.0  # seconds without a byte
+_REACH = 5.0  # seconds to find an address's host and connect; all addresses are tried at once
+_SLOW, _PATIENCE = 4096, 30.0  # fewer bytes than that in so many seconds, and the address is given up
 _TRIES = 6  # an address is asked again while each answer brings the file further
 _MAX_SIZE = 1 << 30
 _PIECE = 1 << 18
@@ -63,6 +67,7 @@ class _Wanted:
     part: Path
     size: int | None
     progress: Progress
+    probe: "_Probe | None" = None
 
     @property
     def notes(self) -> Path:
@@ -86,6 +91,37 @@ class _Wanted:
     def forget(self) -> None:
         self.notes.unlink(missing_ok=True)
         self.part.unlink(missing_ok=True)
+
+
+class _Probe:
+    """Finds out whether an address's host can be reached, in a thread: the system may look for a name for a minute.
+
+    Where a proxy stands between, that is the proxy's business, and every address counts as reachable.
+    """
+
+    def __init__(self, url: str) -> None:
+        parts = urlsplit(url)
+        self._host, self._port = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
+        self._reason: object = f"no answer in {_REACH:g} s"
+        self._end = time.monotonic() + _REACH
+        proxied = parts.scheme in urllib.request.getproxies() and not urllib.request.proxy_bypass(self._host)
+        self._thread = None if proxied else threading.Thread(target=self._connect, daemon=True)
+        if self._thread is not None:
+            self._thread.start()
+
+    def _connect(self) -> None:
+        try:
+            socket.create_connection((self._host, self._port), timeout=_REACH).close()
+            self._reason = None
+        except (OSError, ValueError) as error:  # a host name that cannot be is a ValueError
+            self._reason = error
+
+    def reason(self) -> object:
+        """Why it cannot be reached; None if it can."""
+        if self._thread is None:
+            return None
+        self._thread.join(max(0.0, self._end - time.monotonic()))
+        return self._reason
 
 
 def file_sha256(path: Path) -> str:
@@ -118,9 +154,11 @@ def fetch(urls: Sequence[str], target: Path, *, sha256: str, size: int | None, p
     part = target.with_name(target.name + ".part")
     reasons = []
     with _writing(part):
+        whole = part.is_file() and part.stat().st_size == size  # needs no network
+        probes = {url: _Probe(url) for url in urls if _allowed(url) and not whole}
         free = shutil.disk_usage(part.parent).free
         for url in urls:
-            wanted = _Wanted(url, part, size, progress or (lambda done, total: None))
+            wanted = _Wanted(url, part, size, progress or (lambda done, total: None), probes.get(url))
             if size is not None and free + wanted.have() < size:
                 raise OutputError(f"{part.parent} has {free} bytes free, {target.name} needs {size}")
             try:
@@ -178,6 +216,8 @@ def _request(wanted: _Wanted) -> str | None:
     headers = {"Accept-Encoding": "identity", "User-Agent": "fastcifar"}
     if have and etag:
         headers |= {"Range": f"bytes={have}-", "If-Range": etag}
+    if wanted.probe is not None and (reason := wanted.probe.reason()) is not None:
+        return f"cannot be reached: {_words(reason)}"
     opener = urllib.request.build_opener(_Redirects)
     try:
         # only https comes this far, see _allowed
@@ -238,6 +278,7 @@ def _resumed_total(headers: Any, have: int, etag: str | None) -> int | None:
 
 def _receive(wanted: _Wanted, response: Any, start: int, total: int | None) -> str | None:
     done, reported = start, 0.0
+    measured, before = time.monotonic(), done
     limit = total if total is not None else _MAX_SIZE
     with open(wanted.part, "ab") as file:  # where nothing is resumed, the old part is gone by now
         try:
@@ -258,6 +299,10 @@ def _receive(wanted: _Wanted, response: Any, start: int, total: int | None) -> s
                 file.write(piece)
                 done += len(piece)
                 now = time.monotonic()
+                if now - measured >= _PATIENCE:
+                    if done - before < _SLOW:
+                        raise _FetchError(f"sends too slowly: {done - before} bytes in {now - measured:.0f} s")
+                    measured, before = now, done
                 if now - reported >= _PERIOD:
                     reported = now
                     wanted.progress(done, total)

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from fastcifar.data.layout import CHUNK, FORMAT, HEADER, VERSION, content_digest, npy_header
 from fastcifar.data.splits import Segment, Split, split_names, take_split
-from fastcifar.errors import DataError
+from fastcifar.errors import DamagedStoreError, DataError
 
 __all__ = ["ArrayStore"]
 
@@ -71,6 +71,9 @@ class ArrayStore:
             self.path / "images.npy", np.uint8, mode="r", offset=HEADER, shape=self._shape
         )
         self.labels: NDArray[np.int64] = self._load("labels.npy").view("<i8")
+        if self.labels.size and not 0 <= self.labels.min() <= self.labels.max() < len(self.classes):
+            low, high = self.labels.min(), self.labels.max()
+            raise self._damaged("labels.npy", f"labels run from {low} to {high}, there are {len(self.classes)} classes")
         self._checked: set[int] = set()  # chunks of images.npy
         if verify:
             self.verify()
@@ -142,6 +145,18 @@ class ArrayStore:
         for name in ("images.npy", "labels.npy"):
             self._compare(name, None)
 
+    def damaged_parts(self) -> list[str]:
+        """The parts of the files without their checksums, a line each: "images.npy: bytes 0 to 4194304 ..."."""
+        found = []
+        for name, chunks in self._chunks.items():
+            for chunk in range(len(chunks)):
+                try:
+                    self._compare_part(name, [chunk], None)
+                except DamagedStoreError:
+                    start, size = chunk * CHUNK, (self.path / name).stat().st_size
+                    found.append(f"{name}: bytes {start} to {min(start + CHUNK, size)} do not have their checksum")
+        return found
+
     def _load(self, name: str) -> NDArray[np.uint8]:
         content = np.empty((self.path / name).stat().st_size, np.uint8)
         self._compare(name, content.data)
@@ -178,20 +193,20 @@ class ArrayStore:
             raise self._damaged(name, "its header is not the one that was written")
 
     def _damaged(self, name: str, what: str) -> DataError:
-        return DataError(f"{self.path / name}: {what}; delete the folder {self.path} to have it made again")
+        return DamagedStoreError(f"{self.path / name}: {what}; delete the folder {self.path} and make it anew")
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
     try:
         manifest = json.loads((path / "manifest.json").read_bytes())
     except FileNotFoundError:
-        raise DataError(f"{path} is not a store: there is no manifest.json in it") from None
+        raise DamagedStoreError(f"{path} is not a store: there is no manifest.json in it") from None
     except OSError as error:
         raise DataError(f"{path / 'manifest.json'} cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError):
-        raise DataError(f"{path / 'manifest.json'} is not JSON; delete the folder to have it made again") from None
+        raise DamagedStoreError(f"{path / 'manifest.json'} is not JSON; delete the folder and make it anew") from None
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise DataError(f"{path} is not a store: its manifest.json is not one of fastcifar's")
+        raise DamagedStoreError(f"{path} is not a store: its manifest.json is not one of fastcifar's")
     if manifest.get("version") != VERSION:
         raise DataError(
             f"{path} has format version {manifest.get('version')!r}, this fastcifar reads {VERSION}: update fastcifar"

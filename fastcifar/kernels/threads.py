@@ -61,7 +61,8 @@ class Team:
         self._lock = threading.Lock()
         self._slot = _Slot(self._functions)
         self._bells: list[threading.Lock] = []  # a helper sleeps on its bell, which is locked until rung
-        self._end = weakref.finalize(self, _stop, self._slot, self._bells)
+        self._threads: list[threading.Thread] = []
+        self._end = weakref.finalize(self, _stop, self._slot, self._bells, self._threads)
 
     @property
     def generation(self) -> object:
@@ -78,7 +79,9 @@ class Team:
             while len(self._bells) < helpers:
                 bell = threading.Lock()
                 bell.acquire()
-                threading.Thread(target=_help, args=(slot, bell), name="fastcifar-kernel", daemon=True).start()
+                thread = threading.Thread(target=_help, args=(slot, bell), name="fastcifar-kernel", daemon=True)
+                thread.start()
+                self._threads.append(thread)
                 self._bells.append(bell)
             if slot.posted is not None:
                 slot.lingering.append(slot.posted)
@@ -111,6 +114,7 @@ def shared_team(functions: Functions) -> Team:
 
 
 _WATCH = 20_000  # looks (45 us) for the next job before a helper goes to sleep
+_PATIENCE = 1.0  # seconds to wait for a helper's end: it is done with its batch in far less
 _team: "weakref.ref[Team] | None" = None
 _lock = threading.Lock()
 
@@ -128,10 +132,14 @@ def _ring(bell: threading.Lock) -> None:
         bell.release()
 
 
-def _stop(slot: _Slot, bells: list[threading.Lock]) -> None:
+def _stop(slot: _Slot, bells: list[threading.Lock], threads: list[threading.Thread]) -> None:
+    """End the helpers. At the process's end this comes before Python's: one that came back later would abort it."""
     slot.stopped = True
     for bell in bells:
         _ring(bell)
+    for thread in threads:
+        if thread is not threading.current_thread():  # the garbage collector may call this from anywhere
+            thread.join(_PATIENCE)
 
 
 def _after_fork() -> None:

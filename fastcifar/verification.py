@@ -1,0 +1,186 @@
+"""Checks what is on disk: a store, a run, several runs, CIFAR's archive or folder, or all that a home folder keeps.
+
+Reads every byte; writes nothing.
+
+    for found in verify(Path("runs/cifar10-big-fast-20260101-120000")):
+        found.path, found.what, found.problems
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from fastcifar.data.cifar import recognise_cifar
+from fastcifar.data.store import ArrayStore
+from fastcifar.errors import DataError, FastcifarError
+
+__all__ = ["Finding", "verify"]
+
+_RECORDS = ("seeds.json", "ablation.json")  # of several runs
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """What is known of one thing.
+
+    Attributes:
+        path: where it is.
+        what: in words, such as "a store: cifar10, 60,000 images of 32 x 32".
+        problems: a line each; none if all is as it should be.
+    """
+
+    path: Path
+    what: str
+    problems: tuple[str, ...]
+
+
+def verify(path: Path) -> Iterator[Finding]:
+    """Check what is at `path`, and what is in it.
+
+    Args:
+        path: a store, a run's folder or that of several, a checkpoint's, CIFAR's archive or its unpacked folder in
+            either form, or a folder with `stores` and `downloads` in it, such as FASTCIFAR_HOME.
+
+    Raises:
+        DataError: it is none of these.
+    """
+    if not path.exists():
+        raise DataError(f"{path}: does not exist")
+    if _holds(path, "manifest.json"):
+        if _is_checkpoint(path):
+            yield Finding(path=path, what="a checkpoint", problems=_checkpoint_problems(path))
+        else:
+            yield _store(path)
+    elif any(_holds(path, name) for name in _RECORDS):
+        yield from _series(path)
+    elif _holds(path, "config.json"):
+        yield _run(path)
+    elif recognise_cifar(path) is not None:
+        yield _cifar(path)
+    elif any((path / name).is_dir() for name in ("stores", "downloads")):
+        for folder in ("stores", "downloads"):
+            for each in sorted((path / folder).glob("[!.]*")):
+                yield from _kept(each)
+    else:
+        raise DataError(f"{path}: is no store, run, checkpoint, or archive or folder of CIFAR, and no home of them")
+
+
+def _holds(path: Path, name: str) -> bool:
+    return (path / name).is_file()
+
+
+def _kept(path: Path) -> Iterator[Finding]:
+    """Something in a home folder."""
+    if ".damaged-" in path.name or ".wrong-" in path.name:
+        yield Finding(path=path, what="set aside", problems=("was set aside as damaged, and is of no use: delete it",))
+    elif ".part" in path.name:
+        yield Finding(path=path, what="a download that was interrupted: it goes on when it is wanted", problems=())
+    else:
+        try:
+            yield from verify(path)
+        except DataError as error:
+            yield Finding(path=path, what="", problems=(_within(path, error),))
+
+
+def _store(path: Path) -> Finding:
+    try:
+        store = ArrayStore(path)
+    except DataError as error:
+        return Finding(path=path, what="a store", problems=(_within(path, error),))
+    height, width, channels = store.image_shape
+    colour = {1: "grey", 3: "RGB"}.get(channels, f"{channels} channels")
+    note = "" if store.verified else ", from an unverified copy"
+    what = f"a store: {store.name}, {len(store):,} images of {height} x {width}, {colour}{note}"
+    return Finding(path=path, what=what, problems=tuple(store.damaged_parts()))
+
+
+def _cifar(path: Path) -> Finding:
+    from fastcifar.data.content import Dataset
+
+    found = recognise_cifar(path)
+    assert found is not None  # noqa: S101 - the caller looked
+    dataset: Dataset = found[0]
+    problems, images = [], 0
+    try:
+        dataset.find(data=path, home=Path(), allow_unverified=False, progress=None)
+    except DataError as error:
+        problems.append(_within(path, error).partition("; --allow-unverified")[0])
+    try:
+        content = dataset.find(data=path, home=Path(), allow_unverified=True, progress=None).content()
+        for file in content.files:
+            images += len(file.images)
+    except DataError as error:
+        problems.append(_within(path, error))
+    return Finding(path=path, what=f"{found[1].spec.name}: {images:,} images", problems=tuple(dict.fromkeys(problems)))
+
+
+def _is_checkpoint(path: Path) -> bool:
+    try:
+        manifest = json.loads((path / "manifest.json").read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return _holds(path, "model.safetensors")
+    return isinstance(manifest, dict) and manifest.get("format") == "fastcifar-checkpoint"
+
+
+def _checkpoint_problems(path: Path) -> tuple[str, ...]:
+    from fastcifar.checkpoint import problem  # torch takes seconds to import: not for a store
+
+    found = problem(path)
+    return () if found is None else (found,)
+
+
+def _run(path: Path) -> Finding:
+    from fastcifar import checkpoint, runs
+
+    problems = []
+    what = "a run"
+    run = None
+    try:
+        run = runs.reopen(path)
+        what = f"a run: {run.title}, recipe {run.recipe_title}"
+    except FastcifarError as error:
+        problems.append(_within(path, error))
+    saved = checkpoint.saved(path / "checkpoints")
+    for each in saved:
+        problems += [f"{each.relative_to(path)}: {line}" for line in _checkpoint_problems(each)]
+    if not saved:
+        problems.append("holds no checkpoint: there is nothing to go on from")
+    elif run is not None:
+        try:
+            newest = checkpoint.load_newest(run.checkpoints)
+            run.check(newest)
+            what += f", saved after step {newest.step}"
+        except FastcifarError as error:
+            problems.append(_within(path, error))
+    for name in ("environment.json", "metrics.jsonl"):
+        problems += _json_problems(path / name, lines=name.endswith("l"))
+    return Finding(path=path, what=what, problems=tuple(problems))
+
+
+def _series(path: Path) -> Iterator[Finding]:
+    record = next(name for name in _RECORDS if _holds(path, name))
+    problems = [line for name in (record, "config.json") for line in _json_problems(path / name)]
+    runs = sorted(each.parent for each in path.glob("*/config.json"))
+    yield Finding(path=path, what=f"several runs: {len(runs)} begun", problems=tuple(problems))
+    for run in runs:
+        yield _run(run)
+
+
+def _json_problems(path: Path, *, lines: bool = False) -> list[str]:
+    try:
+        content = path.read_bytes()
+        for part in content.splitlines() if lines else [content]:
+            if not isinstance(json.loads(part), dict):
+                raise ValueError("it holds no object")
+    except OSError as error:
+        return [f"{path.name}: {error.strerror}"]
+    except (ValueError, RecursionError):
+        return [f"{path.name}: is not the JSON that was written"]
+    return []
+
+
+def _within(path: Path, error: Exception) -> str:
+    """An error's message without the path that it begins with, which is said before it, and without what to do."""
+    text = str(error).removeprefix(str(path)).lstrip("/: ")
+    return text.partition("; delete the folder")[0]
