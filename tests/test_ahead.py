@@ -172,3 +172,25 @@ for _ in range(5):
     assert (kernel(epoch=0, start=0, size=60_000)[0].view(torch.int16).numpy() == expected).all()
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=100)
+
+
+def test_helpers_end_before_python_does():
+    """One that comes back from native code while Python ends aborts the process."""
+    code = """
+import atexit, threading
+atexit.register(lambda: print([thread.name for thread in threading.enumerate()]))  # the first one runs last
+import numpy as np, torch
+from fastcifar.kernels import threads
+from fastcifar.kernels.cpu import CpuKernel
+from fastcifar.kernels.plan import Plan
+threads._WATCH = 10**8  # a fifth of a second in native code after a batch
+torch.set_num_threads(3)
+images = np.zeros((500, 16, 16, 3), dtype=np.uint8)
+kernel = CpuKernel(images, np.zeros(500), Plan(samples=500, scale=np.ones(3, np.float32), shift=np.zeros(3, np.float32)))
+kernel(epoch=0, start=0, size=500)
+assert sum(thread.name == "fastcifar-kernel" for thread in threading.enumerate()) == 2
+"""
+    out = subprocess.run(
+        [sys.executable, "-c", code], check=True, timeout=100, stdout=subprocess.PIPE, text=True
+    ).stdout
+    assert out.strip() == "['MainThread']"
