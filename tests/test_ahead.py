@@ -186,7 +186,8 @@ from fastcifar.kernels.plan import Plan
 threads._WATCH = 10**8  # a fifth of a second in native code after a batch
 torch.set_num_threads(3)
 images = np.zeros((500, 16, 16, 3), dtype=np.uint8)
-kernel = CpuKernel(images, np.zeros(500), Plan(samples=500, scale=np.ones(3, np.float32), shift=np.zeros(3, np.float32)))
+plan = Plan(samples=500, scale=np.ones(3, np.float32), shift=np.zeros(3, np.float32))
+kernel = CpuKernel(images, np.zeros(500), plan)
 kernel(epoch=0, start=0, size=500)
 assert sum(thread.name == "fastcifar-kernel" for thread in threading.enumerate()) == 2
 """

@@ -47,6 +47,8 @@ def run(contestant: str = "fast", **values: Any) -> Run:
         "tta": "none",
         "tta_accuracy": None,
         "train_seconds": 100.0,
+        "seconds": 120.0,
+        "processor_seconds": 120.0,
         "curve": [[50.0, 0.4], [100.0, 0.6]],
         "batch_size": 64,
         "versions": {"torch": "2.0"},
@@ -60,6 +62,12 @@ def report(**values: Any) -> Run:
 
 
 # what the runs say
+
+
+def test_time_that_others_took_is_not_counted() -> None:
+    (race,) = summarise([report(processor_seconds=60.0), run(epochs=2.0, processor_seconds=240.0)])
+    times = {setting["contestant"]: setting["train_seconds"]["mean"] for setting in race["settings"]}
+    assert times == {"report": 500.0, "fast": 100.0}
 
 
 def test_an_estimate_is_the_mean_with_students_interval_and_one_run_has_none() -> None:

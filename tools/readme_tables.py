@@ -143,6 +143,22 @@ def ceiling_table(content: Mapping[str, Any]) -> list[str]:
     return [*grid(["", "images/s (95 % interval)", "fastcifar's share of it"], rows), "", note]
 
 
+def safety_table(content: Mapping[str, Any]) -> list[str]:
+    """What a checkpoint costs the training thread, and checksums the first batch."""
+    results = content["results"]
+    rows = [[name, f"{measured(result, unit=0.001)} ms"] for name, result in results.items()]
+    checked, unchecked = (results[f"first batch, {how} checked"] for how in ("each byte", "none"))
+    if "failed" not in checked and "failed" not in unchecked:
+        share = 1 - unchecked["median"] / checked["median"]
+        rows.append(["checksums' share of the time to the first batch", f"{100 * share:.0f} %"])
+    note = (
+        "`python -m benchmarks.safety`: a checkpoint is copied in the training thread and written by another, or all "
+        "at once; the first batch from a process that has imported torch, of "
+        f"{content['images']:,} images. {where(content)}."
+    )
+    return [*grid(["", "95 % interval"], rows), "", note]
+
+
 def training_step_table(content: Mapping[str, Any]) -> list[str]:
     """A training step beside its convolutions and matrix products alone, and what its batch costs."""
     rows = []
@@ -235,6 +251,7 @@ TABLES: tuple[tuple[str, str, Callable[[Any], list[str]]], ...] = (
     ("race", "race", race_table),
     ("ceiling", "ceiling", ceiling_table),
     ("training-step", "training_step", training_step_table),
+    ("safety", "safety", safety_table),
     ("scaling", "scaling", scaling_table),
     ("first-batch", "first_batch", first_batch_table),
     ("memory", "memory", memory_table),

@@ -38,11 +38,12 @@ def recipe_race_table(content: Mapping[str, Any]) -> list[str]:
     remarks = dict.fromkeys(setting["remark"] for race in races for setting in race["settings"] if setting["remark"])
     cpus = ", ".join(sorted({race["cpu"] for race in races}))
     note = (
-        f"`python -m benchmarks.recipe_race`: {'; or '.join(modes)}. Times are of training alone. 95 % intervals over "
+        f"`python -m benchmarks.recipe_race`: {'; or '.join(modes)}. Times are processor time of training "
+        "alone. 95 % intervals over "
         "seeds; a recipe comes to an accuracy when each of its runs ended there or above. "
         f"{''.join(f'{remark}. ' for remark in remarks)}On {data}; {cpus}; {'; '.join(sorted(versions))}."
     )
-    head = ["net, split", "recipe", "epochs", "runs", "training time", "test accuracy", "with test-time augmentation"]
+    head = ["net, split", "recipe", "epochs", "runs", "processor time", "test accuracy", "with test-time augmentation"]
     against = ["net, split", "recipe", "beside", "which reaches", "comes to that accuracy", "in that time"]
     return [*grid(head, recipes), *(["", *grid(against, pairs)] if pairs else []), "", note]
 

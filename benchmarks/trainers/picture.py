@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator, PercentFormatter
 
 from benchmarks.trainers import CONTESTANTS
-from benchmarks.trainers.records import Race
+from benchmarks.trainers.records import Race, processor_share
 from fastcifar.publish import publish_bytes
 
 __all__ = ["draw", "save"]
@@ -55,7 +55,7 @@ def draw(races: Sequence[Race]) -> Figure:
     said = ["dots: test accuracy at the end", "rings: with test-time augmentation", "lines: after each epoch"]
     if not rings:
         del said[1]
-    label = f"training time ({'; '.join(said)})"
+    label = f"processor time of training ({'; '.join(said)})"
     figure.supxlabel(textwrap.fill(label, 60 * len(shown)), fontsize=8, color=_INK)
     return figure
 
@@ -66,8 +66,10 @@ def _panel(axes: Axes, race: Race, colors: dict[str, str]) -> None:
     for group in sorted(race.groups, key=lambda group: group.epochs):
         for run in group.runs:
             color = colors[group.title]
-            end = (run["train_seconds"], run["accuracy"])
-            axes.plot(*zip(*run["curve"][:-1], end, strict=True), color=color, linewidth=0.8, alpha=0.6)
+            share = processor_share(run)
+            end = (share * run["train_seconds"], run["accuracy"])
+            curve = [(share * seconds, accuracy) for seconds, accuracy in run["curve"][:-1]]
+            axes.plot(*zip(*curve, end, strict=True), color=color, linewidth=0.8, alpha=0.6)
             axes.plot(*end, "o", color=color, markersize=4.5)
             if run["tta_accuracy"]:
                 axes.plot(end[0], run["tta_accuracy"], "o", color=color, markersize=4.5, fillstyle="none")

@@ -19,7 +19,7 @@ from benchmarks.trainers import CONTESTANTS
 from fastcifar.errors import DataError
 from fastcifar.publish import publish_bytes
 
-__all__ = ["Group", "Race", "Records", "Run", "digest", "races"]
+__all__ = ["Group", "Race", "Records", "Run", "digest", "processor_share", "races"]
 
 Run = dict[str, Any]
 _PLACE = ("split", "mode", "threads", "cpu", "data")
@@ -90,6 +90,14 @@ class Race:
 
     about: dict[str, Any]
     groups: tuple[Group, ...]
+
+
+def processor_share(run: Run) -> float:
+    """The part of the time for which a run had the cores it asked for, at most 1.
+
+    Others use the machine too: seconds times this share are what the same work takes on cores of its own.
+    """
+    return float(min(1.0, run["processor_seconds"] / (run["seconds"] * run["threads"])))
 
 
 def races(runs: Sequence[Run]) -> list[Race]:

@@ -13,7 +13,7 @@ from typing import Any
 from scipy.stats import t as student
 
 from benchmarks.trainers import CONTESTANTS
-from benchmarks.trainers.records import Group, Run, races
+from benchmarks.trainers.records import Group, Run, processor_share, races
 
 __all__ = ["difference", "epochs_within", "estimate", "ratio", "summarise"]
 
@@ -59,7 +59,7 @@ def summarise(runs: Sequence[Run]) -> list[dict[str, Any]]:
 
     Returns:
         Of each race what its runs have in common, and
-        `settings`: for each group its estimates over seeds, or why it `failed`;
+        `settings`: for each group its estimates over seeds, or why it `failed`; `train_seconds` are processor time;
         `comparisons`: each base beside each other contestant, by the accuracy with and without test-time augmentation.
     """
     found = []
@@ -85,7 +85,8 @@ def _setting(group: Group) -> Setting:
     first = group.runs[0]
     said |= {"seeds": [run["seed"] for run in group.runs]}
     said |= {name: first[name] for name in ("batch_size", "tta", "versions")}
-    for name in ("train_seconds", *_MEASURES):
+    said["train_seconds"] = estimate([run["train_seconds"] * processor_share(run) for run in group.runs])
+    for name in _MEASURES:
         values = [run[name] for run in group.runs]
         said[name] = None if None in values else estimate(values)
     return said
