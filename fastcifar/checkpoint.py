@@ -23,7 +23,7 @@ import safetensors
 import safetensors.torch
 from torch import Tensor
 
-from fastcifar.errors import CheckpointError, OutputError
+from fastcifar.errors import CheckpointError, OutputError, one_line
 from fastcifar.publish import publish_folder, remove_stale
 
 __all__ = ["Checkpoint", "Saver", "load_newest", "problem", "save", "saved"]
@@ -95,6 +95,7 @@ class Saver:
         self._folder = folder
         self._pool = ThreadPoolExecutor(1, "checkpoint")
         self._running: Future[Path] | None = None
+        self._waits = True
 
     def save(
         self, *, step: int, model: Mapping[str, Tensor], training: Mapping[str, Tensor], state: Mapping[str, Any]
@@ -119,9 +120,14 @@ class Saver:
         if running is not None:
             running.result()
 
+    def abandon(self) -> None:
+        """Don't wait, now or in `close`: what is being written will be whole or a temporary."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._waits = False
+
     def close(self) -> None:
         """Wait, and end the thread; an error that nobody waited for is dropped."""
-        self._pool.shutdown()
+        self._pool.shutdown(wait=self._waits)
 
 
 def _copy(tensor: Tensor) -> Tensor:
@@ -152,7 +158,7 @@ def saved(folder: Path) -> list[Path]:
     """The folders of the checkpoints in a run's `checkpoints`, the newest last."""
     if not folder.is_dir():
         return []
-    return sorted(path for path in folder.glob("*") if path.name.isdigit() and path.is_dir())
+    return sorted(path for path in folder.glob("*") if path.name.isdecimal() and path.is_dir())
 
 
 def problem(path: Path) -> str | None:
@@ -174,24 +180,27 @@ def _digest(manifest: Mapping[str, Any]) -> str:
 
 
 def _is_complete(manifest: Mapping[str, Any]) -> bool:
-    kinds = {"step": int, "files": dict, "state": dict}
-    return manifest.get("version") != _VERSION or all(isinstance(manifest.get(k), kind) for k, kind in kinds.items())
+    kinds = {"version": int, "step": int, "files": dict, "state": dict}
+    if manifest.get("version") != _VERSION:
+        kinds = {"version": int}  # a newer one's may have other things
+    return all(type(manifest.get(key)) is kind for key, kind in kinds.items())
 
 
 def _load(path: Path, skipped: tuple[str, ...]) -> Checkpoint:
     try:
         manifest = json.loads((path / "manifest.json").read_bytes())
+        if not isinstance(manifest, dict) or manifest.get("format") != _FORMAT:
+            raise _DamagedError("manifest.json is not a checkpoint's")
+        if manifest.get("digest") != _digest(manifest) or not _is_complete(manifest):
+            raise _DamagedError("manifest.json does not have its digest")
     except (OSError, ValueError, RecursionError) as error:
         raise _DamagedError(f"manifest.json cannot be read ({type(error).__name__})") from None
-    if not isinstance(manifest, dict) or manifest.get("format") != _FORMAT:
-        raise _DamagedError("manifest.json is not a checkpoint's")
-    if manifest.get("digest") != _digest(manifest) or not _is_complete(manifest):
-        raise _DamagedError("manifest.json does not have its digest")
-    if manifest.get("version") != _VERSION:
-        version = manifest.get("version")
+    if manifest["version"] != _VERSION:
         raise CheckpointError(
-            f"{path} has format version {version!r}, this fastcifar reads {_VERSION}: update fastcifar"
+            f"{path} has format version {manifest['version']}, this fastcifar reads {_VERSION}: update fastcifar"
         )
+    if path.name.isdecimal() and int(path.name) != manifest["step"]:  # a run would go on elsewhere than it is said to
+        raise _DamagedError(f"manifest.json is of step {manifest['step']}")
     tensors = []
     for name in _FILES:
         try:
@@ -203,7 +212,7 @@ def _load(path: Path, skipped: tuple[str, ...]) -> Checkpoint:
         try:
             tensors.append(safetensors.torch.load(content))
         except (safetensors.SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
-            raise _DamagedError(f"{name}: {error}") from None
+            raise _DamagedError(f"{name}: {one_line(error)}") from None
     return Checkpoint(
         path=path,
         step=manifest["step"],

@@ -8,6 +8,7 @@ architectures, recipes and data sets are checked against their registries where 
 
 import dataclasses
 import math
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -55,12 +56,17 @@ def _integer(name: str, value: object, low: int, high: int | None = None) -> Non
 
 
 def _number(name: str, value: object, low: float, high: float = math.inf, *, above: bool = False) -> None:
-    fits = isinstance(value, int | float) and math.isfinite(value) and low <= value <= high
+    fits = isinstance(value, int | float) and low <= value <= min(high, sys.float_info.max)  # an int may be larger
     if not fits or (above and value == low):
         span = f"above {low:g}" if above else f"at least {low:g}"
         raise ConfigError(
             f"{name} must be a number {span}{f' and at most {high:g}' if high < math.inf else ''}, got {value!r}"
         )
+
+
+def _kind(name: str, value: object, kind: Any, words: str) -> None:
+    if not isinstance(value, kind):
+        raise ConfigError(f"{name} must be {words}, got {value!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,6 +166,7 @@ class Recipe:
         _number("muon_momentum", self.muon_momentum, 0, 1)
         _number("vector_lr", self.vector_lr, 0)
         _number("head_lr", self.head_lr, 0)
+        _kind("drop_last", self.drop_last, bool, "True or False")
         _number("weight_decay", self.weight_decay, 0)
         _choice("schedule", self.schedule, Schedule)
         _number("warmup", self.warmup, 0, 1)
@@ -253,6 +260,12 @@ class TrainConfig:
         for name in ("data", "out", "resume"):
             if isinstance(value := getattr(self, name), str):
                 object.__setattr__(self, name, Path(value))
+            _kind(name, getattr(self, name), Path | None, "a path or None")
+        object.__setattr__(self, "dataset", str(self.dataset) if isinstance(self.dataset, Path) else self.dataset)
+        for name in ("arch", "dataset", "recipe"):
+            _kind(name, getattr(self, name), str, "a name")
+        for name in ("allow_unverified", "amp", "channels_last", "profile"):
+            _kind(name, getattr(self, name), bool, "True or False")
         object.__setattr__(self, "device", str(self.device))  # a torch.device too
         if isinstance(self.change, str) or not all(isinstance(change, str) for change in self.change):
             raise ConfigError(f"change must be a tuple of texts such as 'lr=0.1', got {self.change!r}")

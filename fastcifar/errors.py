@@ -16,6 +16,7 @@ __all__ = [
     "FastcifarError",
     "OutputError",
     "StoppedError",
+    "one_line",
 ]
 
 
@@ -66,3 +67,9 @@ class StoppedError(FastcifarError):
     def __init__(self, message: str, exit_status: int) -> None:
         super().__init__(message)
         self.exit_status = exit_status
+
+
+def one_line(what: object, longest: int = 200) -> str:
+    """What a file holds, or another library says of it, as part of a message: one line of bounded length."""
+    words = " ".join(str(what).split())[:longest]
+    return "".join(letter if letter.isprintable() else "?" for letter in words)

@@ -7,7 +7,6 @@ Nothing in an epoch waits for the device; its sums are read once, at its end.
 
 import contextlib
 import math
-import shlex
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,7 +22,8 @@ from fastcifar.nets import build_model, count_parameters
 from fastcifar.profiling import StepProfiler
 from fastcifar.recipes import describe
 from fastcifar.reporter import Reporter, RunResult, RunSummary
-from fastcifar.runtime import Runtime, StopRequest, arithmetic, environment, is_compile_error, seed_everything
+from fastcifar.runtime import Runtime, arithmetic, environment, is_compile_error, seed_everything
+from fastcifar.signals import StopRequest
 from fastcifar.trainer import Trainer, train_epoch
 from fastcifar.whitening import first_convolution, first_images, whiten_
 
@@ -101,7 +101,7 @@ class Job:
         run.write(self.environment, resumed=self.saved is not None)
         try:
             reporter.start(self._summary(), self.history)
-            warmup_seconds = self.whiten_seconds + self._warm_up()
+            warmup_seconds = self.whiten_seconds + self._warm_up(stop)
             last = None
             while self.epoch < recipe.epochs:
                 last = self._epoch(stop)
@@ -115,9 +115,12 @@ class Job:
             self.saver.wait()
             raise StoppedError(
                 f"stopped by {seen.signum.name} after step {self.trainer.step} of {self.trainer.steps}, saved; "
-                f"go on with: fastcifar train --resume {shlex.quote(str(run.path))}",
+                f"{run.go_on()}",
                 128 + seen.signum,
             ) from None
+        except KeyboardInterrupt:  # a second signal: what is half written stays a temporary
+            self.saver.abandon()
+            raise
         finally:
             self.saver.close()
             reporter.close()
@@ -174,7 +177,7 @@ class Job:
         with self.trainer.evaluating():
             return evaluate(self.trainer.model, loader, self.rt, size=size, tta=tta, stop=stop)
 
-    def _warm_up(self) -> float:
+    def _warm_up(self, stop: StopRequest) -> float:
         """Compile what is compiled on first use; training times are free of it. Seconds taken."""
         started = time.perf_counter()
         batches = [self.loader.batch(0, step) for step in sorted({0, len(self.loader) - 1})]
@@ -182,7 +185,8 @@ class Job:
             by_length = {len(batch.labels): batch for batch in batches}  # the last may be short
             evaluation = self.eval_loader.batch(0, 0).images
             try:
-                self.trainer.warm_up(tuple(by_length.values()), evaluation)
+                with stop.at_once(self.run.before_training(resumed=self.saved is not None)):  # it may take minutes
+                    self.trainer.warm_up(tuple(by_length.values()), evaluation)
             except Exception as error:
                 if not is_compile_error(error):
                     raise
@@ -226,7 +230,7 @@ class Job:
             self.loader.load_state_dict(state["loader"])
             self.epoch, self.elapsed = int(state["epoch"]), float(state["elapsed"])
             self.history = [EpochStats(**values) for values in state["history"]]
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
             if isinstance(error, ConfigError):
                 raise
             raise CheckpointError(f"{saved.path} does not hold what a checkpoint does: {error!r}") from None

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import filelock
 
 from fastcifar.config import Recipe, TrainConfig
-from fastcifar.errors import CheckpointError, ConfigError, OutputError
+from fastcifar.errors import CheckpointError, ConfigError, OutputError, one_line
 from fastcifar.publish import publish_json
 
 if TYPE_CHECKING:  # it waits for torch
@@ -64,6 +64,14 @@ class Run:
         changes = " ".join(self.config.change)
         return f"{self.config.recipe}, changed: {changes}" if changes else self.config.recipe
 
+    def go_on(self) -> str:
+        """How to go on with it, as the end of a message."""
+        return f"go on with: fastcifar train --resume {shlex.quote(str(self.path))}"
+
+    def before_training(self, *, resumed: bool) -> str:
+        """What a signal that comes before the first step leaves, as the end of a message."""
+        return f"before training began; {self.go_on() if resumed else 'nothing was saved'}"
+
     def config_json(self) -> dict[str, Any]:
         """The content of config.json."""
         return {"config": self.config.to_json(), "recipe": dataclasses.asdict(self.recipe)}
@@ -95,24 +103,27 @@ class Run:
             publish_json(self.path / f"environment{'-resumed' * resumed}.json", dict(environment))
 
     @contextlib.contextmanager
-    def claimed(self) -> Iterator[None]:
+    def claimed(self, *, new: bool = False) -> Iterator[None]:
         """For a block that works on the run: no other process may, until it or this process ends.
 
+        Args:
+            new: whether it is one that `create` made; then nothing may have come into its folder since.
+
         Raises:
-            OutputError: another process does.
+            OutputError: another process does, or the folder cannot be written.
         """
-        try:
-            lock = filelock.FileLock(self.path / _LOCK)
-            lock.acquire(blocking=False)
-        except filelock.Timeout:
-            reason = "another process is working on it: let it end, or choose another folder"
-            raise OutputError(f"{self.path} is in use: {reason}") from None
-        except OSError as error:
-            raise OutputError(f"{self.path / _LOCK} cannot be written: {error.strerror or error}") from None
-        try:
+        with _locked(self.path):
+            if new:
+                if (used := _used(self.path)) is not None:
+                    raise used
+                try:
+                    with self.writing():  # now, not after an hour of training
+                        publish_json(self.path / "config.json", {})
+                        (self.path / "config.json").unlink()
+                except OutputError:
+                    self.discard()
+                    raise
             yield
-        finally:
-            lock.release()
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
@@ -128,14 +139,41 @@ class Run:
 
     def discard(self) -> None:
         """Remove what `create` and `write` made, if nothing came of the run: no checkpoint is there."""
-        if self.checkpoints.exists():
+        from fastcifar.checkpoint import saved  # it waits for torch
+
+        if saved(self.checkpoints):
             return
         with contextlib.suppress(OSError):
             for name in ("config.json", "environment.json", "metrics.jsonl", _LOCK):
                 (self.path / name).unlink(missing_ok=True)
-            shutil.rmtree(self.path / "profile", ignore_errors=True)
+            for name in ("profile", "checkpoints"):
+                shutil.rmtree(self.path / name, ignore_errors=True)
             for folder in self.made:
                 folder.rmdir()
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    try:
+        lock = filelock.FileLock(path / _LOCK)
+        lock.acquire(blocking=False)
+    except filelock.Timeout:
+        reason = "another process is working on it: let it end, or choose another folder"
+        raise OutputError(f"{path} is in use: {reason}") from None
+    except OSError as error:
+        raise OutputError(f"{path / _LOCK} cannot be written: {error.strerror or error}") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _used(path: Path) -> OutputError | None:
+    """Why no new run can be in this folder."""
+    if all(found.name == _LOCK for found in path.iterdir()):
+        return None
+    hint = f"resume it with --resume {shlex.quote(str(path))}, or " if (path / "config.json").exists() else ""
+    return OutputError(f"out {str(path)!r} is not empty: {hint}choose another folder")
 
 
 def create(config: TrainConfig, recipe: Recipe, *, kind: str = "") -> Run:
@@ -147,7 +185,7 @@ def create(config: TrainConfig, recipe: Recipe, *, kind: str = "") -> Run:
         kind: of several runs, such as "seeds": the default name begins with it.
 
     Raises:
-        OutputError: it cannot be made, or holds something already.
+        OutputError: it cannot be made, holds something already, or another process works on it.
     """
     name = f"{Path(config.dataset).name[:40]}-{config.arch}-{config.recipe}{'-changed' if config.change else ''}"
     stem = f"{kind}{'-' * bool(kind)}{name}-{time.strftime('%Y%m%d-%H%M%S')}"
@@ -159,11 +197,11 @@ def create(config: TrainConfig, recipe: Recipe, *, kind: str = "") -> Run:
             path = Path("runs") / f"{stem}-{number}"
         made = tuple(folder for folder in (path, *path.parents) if not folder.exists())
         path.mkdir(parents=True, exist_ok=config.out is not None)
-        if any(found.name != _LOCK for found in path.iterdir()):
-            hint = f"resume it with --resume {shlex.quote(str(path))}, or " if (path / "config.json").exists() else ""
-            raise OutputError(f"out {str(path)!r} is not empty: {hint}choose another folder")
-        publish_json(path / "config.json", {})  # now, not after an hour of training
-        (path / "config.json").unlink()
+        if (used := _used(path)) is not None:
+            if (path / _LOCK).exists():
+                with _locked(path):  # or that is said
+                    pass
+            raise used
     except OSError as error:
         reason = error.strerror or str(error)
         raise OutputError(f"out {str(path)!r} cannot be written ({reason}): choose another folder with --out") from None
@@ -189,8 +227,10 @@ def reopen(path: Path, given: TrainConfig | None = None, *, complete: bool = Fal
         recipe = Recipe.from_json(stored["recipe"])
     except OSError as error:
         raise CheckpointError(f"{path} is not a run: config.json: {error.strerror}") from None
+    except RecursionError:
+        raise CheckpointError(f"{path / 'config.json'} is damaged: it is nested too deeply") from None
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise CheckpointError(f"{path / 'config.json'} is damaged: {error}") from None
+        raise CheckpointError(f"{path / 'config.json'} is damaged: {one_line(error)}") from None
     if given is not None:
         default = TrainConfig()
         changed = {}

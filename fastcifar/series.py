@@ -17,7 +17,7 @@ from typing import Any
 
 from fastcifar import runs, runtime
 from fastcifar.config import TrainConfig
-from fastcifar.errors import CheckpointError, ConfigError, StoppedError
+from fastcifar.errors import CheckpointError, ConfigError, StoppedError, one_line
 from fastcifar.publish import publish_bytes, publish_json
 from fastcifar.recipes import resolve
 
@@ -119,12 +119,16 @@ def open_series(config: TrainConfig, *, record: str, kind: str) -> Series:
             stored = json.loads(path.read_bytes())
         except OSError as error:
             raise CheckpointError(f"{config.resume} is no folder of {kind}: {record}: {error.strerror}") from None
-        except ValueError as error:
-            raise CheckpointError(f"{path} is damaged: {error}") from None
+        except (ValueError, RecursionError) as error:
+            raise CheckpointError(f"{path} is damaged: {one_line(error)}") from None
         if not isinstance(stored, dict) or not {"seeds", "runs"} <= stored.keys():
             raise CheckpointError(f"{path} is damaged: no seeds, or no runs")
         run = runs.reopen(config.resume, config)
         if resolve(run.config) != run.recipe:
             raise CheckpointError(f"{path.parent}: recipe {run.config.recipe!r} has changed since: start anew")
-    run.write(runtime.environment(), resumed=config.resume is not None)
+    try:
+        run.write(runtime.environment(), resumed=config.resume is not None)
+    except BaseException:
+        run.discard()
+        raise
     return Series(run=run, record=record, stored=stored)

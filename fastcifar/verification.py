@@ -11,13 +11,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from fastcifar.data.cifar import recognise_cifar
+from fastcifar.data.cifar import CifarDataset, Form, recognise_cifar
 from fastcifar.data.store import ArrayStore
 from fastcifar.errors import DataError, FastcifarError
 
 __all__ = ["Finding", "verify"]
 
 _RECORDS = ("seeds.json", "ablation.json")  # of several runs
+_KEPT = ("stores", "downloads")  # folders of a home
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,11 +44,18 @@ def verify(path: Path) -> Iterator[Finding]:
             either form, or a folder with `stores` and `downloads` in it, such as FASTCIFAR_HOME.
 
     Raises:
-        DataError: it is none of these.
+        DataError: it is none of these, or cannot be read.
     """
+    try:
+        yield from _verify(path)
+    except OSError as error:
+        raise DataError(f"{error.filename or path}: cannot be read: {error.strerror or error}") from None
+
+
+def _verify(path: Path) -> Iterator[Finding]:
     if not path.exists():
         raise DataError(f"{path}: does not exist")
-    if _holds(path, "manifest.json"):
+    if _holds(path, "manifest.json") or _holds(path, "model.safetensors"):
         if _is_checkpoint(path):
             yield Finding(path=path, what="a checkpoint", problems=_checkpoint_problems(path))
         else:
@@ -56,10 +64,10 @@ def verify(path: Path) -> Iterator[Finding]:
         yield from _series(path)
     elif _holds(path, "config.json"):
         yield _run(path)
-    elif recognise_cifar(path) is not None:
-        yield _cifar(path)
-    elif any((path / name).is_dir() for name in ("stores", "downloads")):
-        for folder in ("stores", "downloads"):
+    elif (form := recognise_cifar(path)) is not None:
+        yield _cifar(path, *form)
+    elif any((path / name).is_dir() for name in _KEPT):
+        for folder in _KEPT:
             for each in sorted((path / folder).glob("[!.]*")):
                 yield from _kept(each)
     else:
@@ -74,13 +82,17 @@ def _kept(path: Path) -> Iterator[Finding]:
     """Something in a home folder."""
     if ".damaged-" in path.name or ".wrong-" in path.name:
         yield Finding(path=path, what="set aside", problems=("was set aside as damaged, and is of no use: delete it",))
-    elif ".part" in path.name:
+    elif path.parent.name == "downloads" and path.name.endswith(".part.json"):
+        pass  # beside the next one
+    elif path.parent.name == "downloads" and path.name.endswith(".part"):
         yield Finding(path=path, what="a download that was interrupted: it goes on when it is wanted", problems=())
+    elif path.parent.name == "stores":
+        yield _store(path)
     else:
         try:
-            yield from verify(path)
-        except DataError as error:
-            yield Finding(path=path, what="", problems=(_within(path, error),))
+            yield from _verify(path)
+        except (DataError, OSError):
+            yield Finding(path=path, what="", problems=("is no intact archive of CIFAR: delete it",))
 
 
 def _store(path: Path) -> Finding:
@@ -95,24 +107,20 @@ def _store(path: Path) -> Finding:
     return Finding(path=path, what=what, problems=tuple(store.damaged_parts()))
 
 
-def _cifar(path: Path) -> Finding:
-    from fastcifar.data.content import Dataset
-
-    found = recognise_cifar(path)
-    assert found is not None  # noqa: S101 - the caller looked
-    dataset: Dataset = found[0]
+def _cifar(path: Path, dataset: CifarDataset, form: Form) -> Finding:
     problems, images = [], 0
     try:
-        dataset.find(data=path, home=Path(), allow_unverified=False, progress=None)
-    except DataError as error:
-        problems.append(_within(path, error).partition("; --allow-unverified")[0])
-    try:
         content = dataset.find(data=path, home=Path(), allow_unverified=True, progress=None).content()
-        for file in content.files:
-            images += len(file.images)
+        images = sum(len(file.images) for file in content.files)
+        published = bool(content.source["verified"])
     except DataError as error:
-        problems.append(_within(path, error))
-    return Finding(path=path, what=f"{found[1].spec.name}: {images:,} images", problems=tuple(dict.fromkeys(problems)))
+        problems, published = [_within(path, error)], False
+    if not published:
+        try:
+            dataset.find(data=path, home=Path(), allow_unverified=False, progress=None)
+        except DataError as error:
+            problems.insert(0, _within(path, error).partition("; --allow-unverified")[0])
+    return Finding(path=path, what=f"{form.spec.name}: {images:,} images", problems=tuple(dict.fromkeys(problems)))
 
 
 def _is_checkpoint(path: Path) -> bool:
@@ -127,7 +135,7 @@ def _checkpoint_problems(path: Path) -> tuple[str, ...]:
     from fastcifar.checkpoint import problem  # torch takes seconds to import: not for a store
 
     found = problem(path)
-    return () if found is None else (found,)
+    return () if found is None else (found.removeprefix(f"{path} "),)
 
 
 def _run(path: Path) -> Finding:
@@ -142,17 +150,18 @@ def _run(path: Path) -> Finding:
     except FastcifarError as error:
         problems.append(_within(path, error))
     saved = checkpoint.saved(path / "checkpoints")
-    for each in saved:
-        problems += [f"{each.relative_to(path)}: {line}" for line in _checkpoint_problems(each)]
-    if not saved:
-        problems.append("holds no checkpoint: there is nothing to go on from")
+    damaged = [(each, line) for each in saved for line in _checkpoint_problems(each)]
+    problems += [f"{each.relative_to(path)}: {line}" for each, line in damaged]
+    if len(saved) == len(damaged):
+        problems.append(f"holds no {'sound ' * bool(saved)}checkpoint: there is nothing to go on from")
     elif run is not None:
         try:
             newest = checkpoint.load_newest(run.checkpoints)
             run.check(newest)
             what += f", saved after step {newest.step}"
         except FastcifarError as error:
-            problems.append(_within(path, error))
+            if (line := _within(path, error)) not in problems:
+                problems.append(line)
     for name in ("environment.json", "metrics.jsonl"):
         problems += _json_problems(path / name, lines=name.endswith("l"))
     return Finding(path=path, what=what, problems=tuple(problems))
@@ -161,10 +170,20 @@ def _run(path: Path) -> Finding:
 def _series(path: Path) -> Iterator[Finding]:
     record = next(name for name in _RECORDS if _holds(path, name))
     problems = [line for name in (record, "config.json") for line in _json_problems(path / name)]
-    runs = sorted(each.parent for each in path.glob("*/config.json"))
+    # an ablation's lie a folder deeper: VARIANT/seed-N
+    runs = sorted(each.parent for pattern in ("*/config.json", "*/*/config.json") for each in path.glob(pattern))
+    done = [] if problems else _done(path / record)
+    problems += [f"{name}: is done, as {record} says, but not there" for name in done if path / name not in runs]
     yield Finding(path=path, what=f"several runs: {len(runs)} begun", problems=tuple(problems))
     for run in runs:
         yield _run(run)
+
+
+def _done(record: Path) -> list[str]:
+    """The folders of the runs that are done, as a record says."""
+    runs = json.loads(record.read_bytes()).get("runs")
+    listed = [run for run in runs if isinstance(run, dict)] if isinstance(runs, list) else []
+    return [str(run.get("folder")) for run in listed if run.get("state") == "done"]
 
 
 def _json_problems(path: Path, *, lines: bool = False) -> list[str]:

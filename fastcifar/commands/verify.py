@@ -9,7 +9,7 @@ import tyro
 
 from fastcifar.commands.options import parse
 from fastcifar.data.home import find_home
-from fastcifar.errors import DataError
+from fastcifar.errors import FastcifarError
 from fastcifar.verification import verify
 
 __all__ = ["VerifyOptions", "run"]
@@ -35,8 +35,11 @@ class VerifyOptions:
 def run(arguments: Sequence[str]) -> int:
     """Verify as the options say."""
     options = parse(VerifyOptions, arguments, prog="fastcifar verify", description=_DESCRIPTION)
-    status = 0
-    for path in options.paths or (find_home(),):
+    home, status = find_home(), 0
+    if not options.paths and not any((home / name).is_dir() for name in ("stores", "downloads")):
+        _say(f"{home}: holds no downloads and no stores yet")
+        return 0
+    for path in options.paths or (home,):
         try:
             for found in verify(path):
                 if not found.problems:
@@ -44,7 +47,7 @@ def run(arguments: Sequence[str]) -> int:
                 for problem in found.problems:
                     status = 2
                     _say(f"{found.path}: WRONG: {problem}")
-        except DataError as error:
+        except FastcifarError as error:
             status = 2
             _say(str(error))
     return status

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from fastcifar.data.arrays import PARTS, Layout, Stored, as_nhwc, check_pair, in_memory
 from fastcifar.data.content import Content, SourceFile, rows_in_a_block
-from fastcifar.errors import ConfigError, DataError
+from fastcifar.errors import ConfigError, DataError, one_line
 
 __all__ = ["file_content"]
 
@@ -118,7 +118,7 @@ def _npz_pairs(file: Path) -> dict[str, tuple[Stored, Stored]]:
             pair[roles[0]] = name
     if "train" not in found or any(len(pair) < 2 for pair in found.values()):
         raise DataError(
-            f"{file}: holds {', '.join(names) or 'no arrays'}; expected images and labels, or train_images, "
+            f"{file}: holds {one_line(', '.join(names)) or 'no arrays'}; expected images and labels, or train_images, "
             "train_labels, test_images, ... or x_train, y_train, ..."
         )
     return {
@@ -171,4 +171,4 @@ def _header(member: Any) -> tuple[tuple[int, ...], np.dtype[Any], int]:
 
 def _line(error: Exception) -> str:
     """What went wrong. A damaged file raises nearly anything: zlib's, zipfile's and even the tokenizer's own errors."""
-    return " ".join(str(error).split()) or type(error).__name__
+    return one_line(error) or type(error).__name__

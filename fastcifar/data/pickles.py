@@ -20,6 +20,7 @@ from fastcifar.errors import DataError
 __all__ = ["PickledBatch", "check_names", "read_batch", "read_label_names"]
 
 _ROW = 3072  # three planes of 32 x 32: red, green, blue
+_MAX_TEXT = 4096  # bytes in one text: the memo can refer to the same one again and again, and each time it is decoded
 
 
 @dataclass(frozen=True)
@@ -55,9 +56,10 @@ def read_batch(blob: bytes | memoryview, *, source: str, label_key: str = "label
     data = _data(_field(fields, "data", source), source)
     labels = _labels(_field(fields, label_key, source), label_key, len(data), classes, source)
     # names are for people: an odd byte in one must not keep the images from being read
-    names = tuple(_text(name, "filenames", source) for name in _list(fields.get("filenames", []), "filenames", source))
-    if names:
-        _check_count(len(names), "filenames", len(data), source)
+    listed = _list(fields.get("filenames", []), "filenames", source)
+    if listed:
+        _check_count(len(listed), "filenames", len(data), source)
+    names = tuple(_text(name, "filenames", source) for name in listed)
     return PickledBatch(data, labels, _text(fields.get("batch_label", ""), "batch_label", source), names)
 
 
@@ -76,8 +78,9 @@ def read_label_names(
         DataError: it is not a meta file, or its names are missing, empty, repeated, or too few or many.
     """
     found = _list(_field(Reader(blob, source=source).read(), key, source), key, source)
-    names = tuple(_text(name, key, source) for name in found)
-    return check_names(names, where=f"{source}: {key!r}", classes=classes)
+    where = f"{source}: {key!r}"
+    _check_names_count(len(found), where, classes)
+    return check_names(tuple(_text(name, key, source) for name in found), where=where, classes=classes)
 
 
 def check_names(names: tuple[str, ...], *, where: str, classes: int) -> tuple[str, ...]:
@@ -91,14 +94,18 @@ def check_names(names: tuple[str, ...], *, where: str, classes: int) -> tuple[st
     Raises:
         DataError: one is empty or cannot be printed or comes twice, or there are too few or many.
     """
-    if len(names) != classes:
-        raise DataError(f"{where} holds {len(names)} names, expected {classes}")
+    _check_names_count(len(names), where, classes)
     for index, name in enumerate(names):
         if not name.isprintable() or not name.strip():
             raise DataError(f"{where} entry {index} is not a name: {shown(name)}")
     if len(set(names)) != classes:
         raise DataError(f"{where} holds a name twice")
     return names
+
+
+def _check_names_count(count: int, where: str, classes: int) -> None:
+    if count != classes:
+        raise DataError(f"{where} holds {count} names, expected {classes}")
 
 
 def _field(fields: dict[str, Any], key: str, source: str) -> Any:
@@ -158,6 +165,8 @@ def _list(value: object, key: str, source: str) -> list[Any]:
 
 
 def _text(value: object, key: str, source: str) -> str:
+    if isinstance(value, bytes | memoryview | str) and len(value) > _MAX_TEXT:
+        raise DataError(f"{source}: {key!r} holds a text of {len(value)} bytes, more than the {_MAX_TEXT} allowed")
     if isinstance(value, bytes | memoryview):
         return str(value, "utf-8", "backslashreplace")
     if not isinstance(value, str):

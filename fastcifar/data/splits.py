@@ -7,7 +7,7 @@ derived from `full`: a tenth of its training rows, drawn once with a fixed seed,
 """
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -114,8 +114,11 @@ def take_split(
     labels: NDArray[np.int64],
     *,
     scale: bool,
+    check: Callable[[NDArray[np.int64]], object] = lambda rows: None,
 ) -> Split:
     """The split called `name` ("train", "test", or SCHEME/PART).
+
+    `check` is told of rows, sorted, before their pixels are read.
 
     Raises:
         ConfigError: there is none of that name.
@@ -134,6 +137,7 @@ def take_split(
         every, held = np.asarray(_rows(training)), _held(count)
         rows: range | NDArray[np.int64] = every[held] if part == "validation" else np.delete(every, held)
         # the validation images must not shape the training part's statistics
+        check(every[held])
         pixels = np.asarray(images[every[held]]).reshape(-1, images.shape[-1])
         sums = sums - pixels.sum(0, dtype=np.uint64)
         squares = squares - np.square(pixels, dtype=np.uint16).sum(0, dtype=np.uint64)

@@ -10,6 +10,7 @@ once (`verify`). NHWC, because permuting it to a channels-last NCHW tensor is fr
 """
 
 import json
+import math
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +21,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from fastcifar.data.layout import CHUNK, FORMAT, HEADER, VERSION, content_digest, npy_header
+from fastcifar.data.layout import CHUNK, FORMAT, HEADER, VERSION, manifest_problem, npy_header
 from fastcifar.data.splits import Segment, Split, split_names, take_split
 from fastcifar.errors import DamagedStoreError, DataError
 
@@ -51,22 +52,19 @@ class ArrayStore:
     def __init__(self, path: Path | str, *, verify: bool = False) -> None:
         self.path = Path(path)
         manifest = _read_manifest(self.path)
-        try:
-            self.name: str = manifest["name"]
-            self.classes: tuple[str, ...] = tuple(manifest["classes"])
-            self.digest: str = manifest["digest"]
-            self.source: dict[str, Any] = manifest["source"]
-            self._segments = [Segment.from_json(value) for value in manifest["segments"]]
-            self._splits: dict[str, dict[str, list[str]]] = manifest["splits"]
-            self._chunks: dict[str, list[str]] = manifest["chunks"]
-            self._shape: tuple[int, ...] = tuple(manifest["images"]["shape"])
-            intact = self.digest == content_digest(manifest) and len(self._shape) == 4
-        except (KeyError, TypeError, ValueError, AttributeError):
-            intact = False
-        if not intact:
-            raise self._damaged("manifest.json", "its digest does not fit its content")
-        self._check_size("images.npy", npy_header("|u1", self._shape), int(np.prod(self._shape)))
+        if (wrong := manifest_problem(manifest)) is not None:
+            raise self._damaged("manifest.json", wrong)
+        self.name: str = manifest["name"]
+        self.classes: tuple[str, ...] = tuple(manifest["classes"])
+        self.digest: str = manifest["digest"]
+        self.source: dict[str, Any] = manifest["source"]
+        self._segments = [Segment.from_json(value) for value in manifest["segments"]]
+        self._splits: dict[str, dict[str, list[str]]] = manifest["splits"]
+        self._chunks: dict[str, list[str]] = manifest["chunks"]
+        self._shape: tuple[int, ...] = tuple(manifest["images"]["shape"])
+        self._check_size("images.npy", npy_header("|u1", self._shape), math.prod(self._shape))
         self._check_size("labels.npy", npy_header("<i8", self._shape[:1]), 8 * self._shape[0])
+        self._checked: set[int] = set()  # chunks of images.npy
         self.images: NDArray[np.uint8] = np.memmap(
             self.path / "images.npy", np.uint8, mode="r", offset=HEADER, shape=self._shape
         )
@@ -74,7 +72,6 @@ class ArrayStore:
         if self.labels.size and not 0 <= self.labels.min() <= self.labels.max() < len(self.classes):
             low, high = self.labels.min(), self.labels.max()
             raise self._damaged("labels.npy", f"labels run from {low} to {high}, there are {len(self.classes)} classes")
-        self._checked: set[int] = set()  # chunks of images.npy
         if verify:
             self.verify()
 
@@ -108,8 +105,11 @@ class ArrayStore:
 
         Raises:
             ConfigError: there is no such split; the message lists those there are.
+            DataError: of the scheme `holdout`, whose statistics need pixels: they do not have their checksum.
         """
-        return take_split(name, self._segments, self._splits, self.images, self.labels, scale=scale)
+        return take_split(
+            name, self._segments, self._splits, self.images, self.labels, scale=scale, check=self.check_rows
+        )
 
     def load(self) -> NDArray[np.uint8]:
         """The images in memory, uint8[N, H, W, C], each byte checked on the way.
@@ -132,6 +132,7 @@ class ArrayStore:
         touched = [(HEADER + rows * each) // CHUNK, (HEADER + (rows + 1) * each - 1) // CHUNK]
         chunks = np.unique(np.concatenate(touched)) if each <= CHUNK else np.arange(len(self._chunks["images.npy"]))
         new = [chunk for chunk in chunks.tolist() if chunk not in self._checked]
+        self._check_size("images.npy", b"", HEADER + self.images.nbytes)  # a map beyond the file's end kills
         if new:
             self._compare_part("images.npy", new, None)
             self._checked.update(new)
@@ -158,7 +159,8 @@ class ArrayStore:
         return found
 
     def _load(self, name: str) -> NDArray[np.uint8]:
-        content = np.empty((self.path / name).stat().st_size, np.uint8)
+        size = self._shape[0] * 8 if name == "labels.npy" else math.prod(self._shape)
+        content = np.empty(HEADER + size, np.uint8)
         self._compare(name, content.data)
         return content[HEADER:]
 
@@ -171,14 +173,17 @@ class ArrayStore:
 
     def _compare_part(self, name: str, chunks: Sequence[int], into: memoryview | None) -> None:
         own = memoryview(bytearray(CHUNK)) if into is None else None
-        with open(self.path / name, "rb") as handle:  # buffered: it reads on where the system gives less than asked
-            for chunk in chunks:
-                handle.seek(chunk * CHUNK)
-                content = own if own is not None else into[chunk * CHUNK : (chunk + 1) * CHUNK]  # type: ignore[index]
-                count = handle.readinto(content)
-                if xxhash.xxh3_64_hexdigest(content[:count]) != self._chunks[name][chunk]:
-                    start = chunk * CHUNK
-                    raise self._damaged(name, f"bytes {start} to {start + CHUNK} do not have their checksum")
+        try:
+            with open(self.path / name, "rb") as handle:  # buffered: it reads on where the system gives less than asked
+                for chunk in chunks:
+                    handle.seek(chunk * CHUNK)
+                    start, stop = chunk * CHUNK, (chunk + 1) * CHUNK
+                    content = own if own is not None else into[start:stop]  # type: ignore[index]
+                    count = handle.readinto(content)
+                    if xxhash.xxh3_64_hexdigest(content[:count]) != self._chunks[name][chunk]:
+                        raise self._damaged(name, f"bytes {start} to {stop} do not have their checksum")
+        except OSError as error:
+            raise self._damaged(name, error.strerror or str(error)) from None
 
     def _check_size(self, name: str, header: bytes, content: int) -> None:
         try:
@@ -207,8 +212,9 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         raise DamagedStoreError(f"{path / 'manifest.json'} is not JSON; delete the folder and make it anew") from None
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise DamagedStoreError(f"{path} is not a store: its manifest.json is not one of fastcifar's")
-    if manifest.get("version") != VERSION:
-        raise DataError(
-            f"{path} has format version {manifest.get('version')!r}, this fastcifar reads {VERSION}: update fastcifar"
-        )
+    version = manifest.get("version")
+    if type(version) is not int:
+        raise DamagedStoreError(f"{path} is not a store: its manifest.json has no version")
+    if version != VERSION:
+        raise DataError(f"{path} has format version {version}, this fastcifar reads {VERSION}: update fastcifar")
     return manifest

@@ -4,11 +4,9 @@ import os
 import pickle
 import re
 import struct
-import sys
 import time
 import tracemalloc
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -21,31 +19,7 @@ from fastcifar.data.pickles import PickledBatch, read_batch, read_label_names
 from fastcifar.errors import DataError
 from tests.cifar_files import batch_pickle, meta_pickle
 from tests.effort import effort
-
-_watching = False
-_events: list[str] = []
-
-
-def _hook(event: str, arguments: tuple[Any, ...]) -> None:
-    # what the interpreter does for the tests' own tracing is no deed of the reader
-    if _watching and not event.startswith(("sys._getframe", "cpython._PySys", "object.__getattr__")):
-        _events.append(f"{event} {arguments!r:.80}")
-
-
-sys.addaudithook(_hook)
-
-
-@contextmanager
-def nothing_happens() -> Iterator[None]:
-    """No audit event at all: no import, open, exec, compile, socket, subprocess, unpickling."""
-    global _watching
-    _events.clear()
-    _watching = True
-    try:
-        yield
-    finally:
-        _watching = False
-    assert _events == []
+from tests.faults.watch import events, nothing_happens
 
 
 def read(blob: bytes) -> PickledBatch:
@@ -74,7 +48,7 @@ def test_the_watch_sees_what_a_pickle_does() -> None:
     blob = pickle.dumps(Evil(), 2)
     with pytest.raises(AssertionError), nothing_happens():
         pickle.loads(blob)
-    assert any(event.startswith("os.listdir") for event in _events)
+    assert any(event.startswith("os.listdir") for event in events)
     refused(blob)
 
 
