@@ -53,7 +53,7 @@ class ArrayStore:
         self.path = Path(path)
         manifest = _read_manifest(self.path)
         if (wrong := manifest_problem(manifest)) is not None:
-            raise self._damaged("manifest.json", wrong)
+            raise _damaged(self.path, "manifest.json", wrong)
         self.name: str = manifest["name"]
         self.classes: tuple[str, ...] = tuple(manifest["classes"])
         self.digest: str = manifest["digest"]
@@ -71,7 +71,9 @@ class ArrayStore:
         self.labels: NDArray[np.int64] = self._load("labels.npy").view("<i8")
         if self.labels.size and not 0 <= self.labels.min() <= self.labels.max() < len(self.classes):
             low, high = self.labels.min(), self.labels.max()
-            raise self._damaged("labels.npy", f"labels run from {low} to {high}, there are {len(self.classes)} classes")
+            raise _damaged(
+                self.path, "labels.npy", f"labels run from {low} to {high}, there are {len(self.classes)} classes"
+            )
         if verify:
             self.verify()
 
@@ -181,9 +183,9 @@ class ArrayStore:
                     content = own if own is not None else into[start:stop]  # type: ignore[index]
                     count = handle.readinto(content)
                     if xxhash.xxh3_64_hexdigest(content[:count]) != self._chunks[name][chunk]:
-                        raise self._damaged(name, f"bytes {start} to {stop} do not have their checksum")
+                        raise _damaged(self.path, name, f"bytes {start} to {stop} do not have their checksum")
         except OSError as error:
-            raise self._damaged(name, error.strerror or str(error)) from None
+            raise _damaged(self.path, name, error.strerror or str(error)) from None
 
     def _check_size(self, name: str, header: bytes, content: int) -> None:
         try:
@@ -191,14 +193,15 @@ class ArrayStore:
             with open(self.path / name, "rb") as handle:
                 found = handle.read(len(header))
         except OSError as error:
-            raise self._damaged(name, error.strerror or str(error)) from None
+            raise _damaged(self.path, name, error.strerror or str(error)) from None
         if size != len(header) + content:
-            raise self._damaged(name, f"it has {size} bytes instead of {len(header) + content}")
+            raise _damaged(self.path, name, f"it has {size} bytes instead of {len(header) + content}")
         if found != header:
-            raise self._damaged(name, "its header is not the one that was written")
+            raise _damaged(self.path, name, "its header is not the one that was written")
 
-    def _damaged(self, name: str, what: str) -> DataError:
-        return DamagedStoreError(f"{self.path / name}: {what}; delete the folder {self.path} and make it anew")
+
+def _damaged(path: Path, name: str, what: str) -> DamagedStoreError:
+    return DamagedStoreError(f"{path / name}: {what}; delete the folder {path} and make it anew")
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
@@ -209,12 +212,12 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise DataError(f"{path / 'manifest.json'} cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError):
-        raise DamagedStoreError(f"{path / 'manifest.json'} is not JSON; delete the folder and make it anew") from None
+        raise _damaged(path, "manifest.json", "is not JSON") from None
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise DamagedStoreError(f"{path} is not a store: its manifest.json is not one of fastcifar's")
     version = manifest.get("version")
     if type(version) is not int:
-        raise DamagedStoreError(f"{path} is not a store: its manifest.json has no version")
+        raise _damaged(path, "manifest.json", "has no version")
     if version != VERSION:
         raise DataError(f"{path} has format version {version}, this fastcifar reads {VERSION}: update fastcifar")
     return manifest

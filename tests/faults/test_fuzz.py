@@ -9,24 +9,20 @@ import gzip
 import hashlib
 import io
 import json
-import os
 import pickle
 import random
-import shutil
 import struct
 import tarfile
-import tempfile
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.ma  # loaded by NumPy when it is first needed
-import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fastcifar import checkpoint, runs
@@ -48,18 +44,11 @@ for encoding in ("cp437", "utf-8-sig", "utf-16-be", "utf-16-le", "utf-32-be", "u
     codecs.lookup(encoding)  # Python loads them when they are first needed
 
 COUNT = effort(10_000)
-MADE = settings(max_examples=effort(150), deadline=None)
+MADE = settings(
+    max_examples=effort(150), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)  # each example writes its file anew
 LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20)
 JSON = st.recursive(LEAVES, lambda inner: st.lists(inner) | st.dictionaries(st.text(max_size=9), inner), max_leaves=12)
-
-
-@pytest.fixture(scope="module")
-def scratch() -> Iterator[Path]:
-    """A folder, in memory where that can be: a file is written for each input."""
-    memory = Path("/dev/shm")
-    folder = Path(tempfile.mkdtemp(prefix="fastcifar-fuzz-", dir=memory if os.access(memory, os.W_OK) else None))
-    yield folder
-    shutil.rmtree(folder)
 
 
 def refused(read: Callable[[], object], *errors: type[FastcifarError], longest: int = 500) -> bool:
