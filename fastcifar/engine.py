@@ -47,7 +47,7 @@ def fit(config: TrainConfig, *, reporter: Reporter | None = None) -> FitResult:
     run = resumed or runs.create(config, recipe)
     if rt.device.type == "cpu":
         memory.keep_freed()
-    with run.claimed():
+    with run.claimed(new=resumed is None):
         saved = checkpoint.load_newest(run.checkpoints) if resumed else None
         try:
             return _train(run, rt, saved, reporter)
@@ -62,7 +62,8 @@ def fit(config: TrainConfig, *, reporter: Reporter | None = None) -> FitResult:
 
 def _train(run: runs.Run, rt: runtime.Runtime, saved: checkpoint.Checkpoint | None, reporter: Reporter) -> FitResult:
     def job(store: ArrayStore) -> Job:
-        return Job(run, rt, store, TeeReporter(reporter, JsonLinesReporter(run.path / "metrics.jsonl")), saved)
+        record = JsonLinesReporter(run.path / "metrics.jsonl")  # first: what it cannot keep is not announced
+        return Job(run, rt, store, TeeReporter(record, reporter), saved)
 
     with runtime.raise_on_sigterm():
         store = (_recorded_store(run) if saved else None) or open_data(run.config, reporter)

@@ -50,15 +50,21 @@ def make_store(path: Path | str, content: Content, progress: Progress | None = N
         if os.path.lexists(path):
             raise OutputError(f"{path} exists already: delete it first, or choose another place for the store")
         try:
-            write_content(path, content, progress)
+            digest = write_content(path, content, progress)
         except OSError as error:
             raise OutputError(f"{error.filename or path} cannot be written: {error.strerror or error}") from None
-    return ArrayStore(path)
+    store = ArrayStore(path)
+    if store.digest != digest:
+        raise OutputError(
+            f"{path} exists already: another process was first and made it of other content; "
+            "delete it first, or choose another place for the store"
+        )
+    return store
 
 
-def write_content(path: Path, content: Content, progress: Progress | None = None) -> None:
+def write_content(path: Path, content: Content, progress: Progress | None = None) -> str:
     """`write_store` for a `Content`."""
-    write_store(
+    return write_store(
         path,
         content.files,
         name=content.name,
@@ -91,7 +97,7 @@ def write_store(
     source: Mapping[str, Any],
     total: int | None = None,
     progress: Progress | None = None,
-) -> None:
+) -> str:
     """Convert `files`, one at a time, into a store at `path`, published when it is complete.
 
     Args:
@@ -103,6 +109,10 @@ def write_store(
         source: JSON values saying where the images came from, with `verified: bool`; read after the last file.
         total: how many images there are at most, where that is known.
         progress: called with images done and `total`.
+
+    Returns:
+        The digest of what was written; that of the store at `path` differs if another process was first with
+        something else.
 
     Raises:
         DataError: the files disagree in shape, are not uint8, hold labels out of range, or a split
@@ -145,6 +155,8 @@ def write_store(
         }
         manifest["digest"] = content_digest(manifest)
         (folder / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+    digest: str = manifest["digest"]
+    return digest
 
 
 class _Written:

@@ -34,13 +34,13 @@ def steps(folder: Path, before: Before) -> Iterator[None]:
             before(kind, full)
 
     class File(io.FileIO):
+        half = False  # whether one was just written
+
         def write(self, content: Any) -> int:
+            step("write", self.name)
+            self.half = not self.half
             whole = memoryview(content).cast("B")
-            step("write", self.name)
-            super().write(whole[: len(whole) // 2])
-            step("write", self.name)
-            super().write(whole[len(whole) // 2 :])
-            return len(whole)
+            return super().write(whole[: -(-len(whole) // 2)] if self.half else whole)
 
     def opened(file: Any, mode: str = "r", buffering: int = -1, *rest: Any, **options: Any) -> Any:
         if isinstance(file, int) or not set(mode) & set("wax+"):
@@ -102,17 +102,19 @@ class Failing:
 
     Attributes:
         failed: kinds of the steps that failed.
-        seen: how many there were.
+        seen: how many steps there were that can.
+        code: the errno.
 
     Args:
         number: of the step.
-        code: the errno.
+        code: of `OSError`.
         lasting: whether it goes on; a disk that became read-only lets nothing be removed either.
         kinds: that can fail.
     """
 
     def __init__(self, number: int, code: int, *, lasting: bool, kinds: tuple[Kind, ...]) -> None:
-        self._number, self._code, self._lasting, self._kinds = number, code, lasting, kinds
+        self.code = code
+        self._number, self._lasting, self._kinds = number, lasting, kinds
         self.failed: list[Kind] = []
         self.seen = 0
 
@@ -123,4 +125,4 @@ class Failing:
         if self.seen == self._number or (self._lasting and self.seen > self._number):
             self.failed.append(kind)
             named = () if kind in ("write", "fsync") else (str(path),)
-            raise OSError(self._code, os.strerror(self._code), *named)
+            raise OSError(self.code, os.strerror(self.code), *named)
