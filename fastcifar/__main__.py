@@ -1,8 +1,6 @@
 """`fastcifar COMMAND` and `python -m fastcifar COMMAND`."""
 
-import sys
-
-from fastcifar.commands import main
+from fastcifar.commands import entry
 
 if __name__ == "__main__":
-    sys.exit(main())
+    entry()

@@ -26,6 +26,7 @@ from fastcifar.recipes import describe, resolve
 from fastcifar.reporter import NullReporter, Reporter
 from fastcifar.seeds import check_seeds
 from fastcifar.series import Series, open_series
+from fastcifar.signals import catch_stop
 from fastcifar.variants import plan_variants, vary
 
 __all__ = ["AblationResult", "AblationRow", "ablate", "ablation_table"]
@@ -69,6 +70,7 @@ class AblationResult:
     exit_status: int
 
 
+@catch_stop()
 def ablate(
     config: TrainConfig,
     seeds: Sequence[int] = (),

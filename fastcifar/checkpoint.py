@@ -95,7 +95,6 @@ class Saver:
         self._folder = folder
         self._pool = ThreadPoolExecutor(1, "checkpoint")
         self._running: Future[Path] | None = None
-        self._waits = True
 
     def save(
         self, *, step: int, model: Mapping[str, Tensor], training: Mapping[str, Tensor], state: Mapping[str, Any]
@@ -120,14 +119,9 @@ class Saver:
         if running is not None:
             running.result()
 
-    def abandon(self) -> None:
-        """Don't wait, now or in `close`: what is being written will be whole or a temporary."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
-        self._waits = False
-
-    def close(self) -> None:
-        """Wait, and end the thread; an error that nobody waited for is dropped."""
-        self._pool.shutdown(wait=self._waits)
+    def close(self, *, wait: bool = True) -> None:
+        """Wait, if asked to, and end the thread; an error that nobody waited for is dropped."""
+        self._pool.shutdown(wait=wait, cancel_futures=not wait)
 
 
 def _copy(tensor: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import dataclasses
 import json
 from pathlib import Path
 
-from fastcifar import checkpoint, memory, runs, runtime
+from fastcifar import checkpoint, memory, runs, runtime, signals
 from fastcifar.config import Recipe, TrainConfig
 from fastcifar.data.datasets import open_store, set_aside
 from fastcifar.data.store import ArrayStore
@@ -36,9 +36,13 @@ def fit(config: TrainConfig, *, reporter: Reporter | None = None) -> FitResult:
     Raises:
         ConfigError, DataError, OutputError, CheckpointError: before training, each with one clear line.
         DivergedError: the loss stopped being finite; the last good checkpoint is kept.
-        StoppedError: SIGINT or SIGTERM came; a checkpoint was written first.
+        StoppedError: SIGINT, SIGTERM or SIGHUP came; a checkpoint was written first, but before the first step.
     """
-    reporter = reporter or NullReporter()
+    with signals.catch_stop() as stop:
+        return _fit(config, reporter or NullReporter(), stop)
+
+
+def _fit(config: TrainConfig, reporter: Reporter, stop: signals.StopRequest) -> FitResult:
     resumed = runs.reopen(config.resume, config) if config.resume is not None else None
     config = resumed.config if resumed else config
     recipe = resumed.recipe if resumed else resolve(config)
@@ -50,7 +54,7 @@ def fit(config: TrainConfig, *, reporter: Reporter | None = None) -> FitResult:
     with run.claimed(new=resumed is None):
         saved = checkpoint.load_newest(run.checkpoints) if resumed else None
         try:
-            return _train(run, rt, saved, reporter)
+            return _train(run, rt, saved, reporter, stop)
         except runtime.OutOfMemoryError as error:
             run.discard()
             reason = str(error).split(". ")[0]
@@ -60,12 +64,18 @@ def fit(config: TrainConfig, *, reporter: Reporter | None = None) -> FitResult:
             raise
 
 
-def _train(run: runs.Run, rt: runtime.Runtime, saved: checkpoint.Checkpoint | None, reporter: Reporter) -> FitResult:
+def _train(
+    run: runs.Run,
+    rt: runtime.Runtime,
+    saved: checkpoint.Checkpoint | None,
+    reporter: Reporter,
+    stop: signals.StopRequest,
+) -> FitResult:
     def job(store: ArrayStore) -> Job:
         record = JsonLinesReporter(run.path / "metrics.jsonl")  # first: what it cannot keep is not announced
         return Job(run, rt, store, TeeReporter(record, reporter), saved)
 
-    with runtime.raise_on_sigterm():
+    with stop.at_once(run.before_training(resumed=saved is not None)):
         store = (_recorded_store(run) if saved else None) or open_data(run.config, reporter)
         try:
             made = job(store)
@@ -73,10 +83,10 @@ def _train(run: runs.Run, rt: runtime.Runtime, saved: checkpoint.Checkpoint | No
             if not set_aside(store, error):
                 raise
             made = job(open_data(run.config, reporter))
-    with runtime.catch_stop() as stop:
-        return made.train(stop)
+    return made.train(stop)
 
 
+@signals.stop_at_once("before the evaluation was done; the run is as it was")
 def evaluate_run(path: Path, *, device: str = "auto", reporter: Reporter | None = None) -> TestStats:
     """Evaluate a run's newest checkpoint on the test images.
 

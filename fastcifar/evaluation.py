@@ -18,7 +18,8 @@ from fastcifar.config import Recipe, Tta
 from fastcifar.data.store import ArrayStore
 from fastcifar.loader import Loader
 from fastcifar.metrics import TestStats, Totals
-from fastcifar.runtime import Runtime, StopRequest
+from fastcifar.runtime import Runtime
+from fastcifar.signals import StopRequest
 
 __all__ = ["Evaluation", "StopSeenError", "eval_loader", "evaluate", "reduce", "test_stats", "tta_logits"]
 

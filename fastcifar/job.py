@@ -7,6 +7,7 @@ Nothing in an epoch waits for the device; its sums are read once, at its end.
 
 import contextlib
 import math
+import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -118,11 +119,8 @@ class Job:
                 f"{run.go_on()}",
                 128 + seen.signum,
             ) from None
-        except KeyboardInterrupt:  # a second signal: what is half written stays a temporary
-            self.saver.abandon()
-            raise
         finally:
-            self.saver.close()
+            self.saver.close(wait=not isinstance(sys.exception(), KeyboardInterrupt))  # a second signal waits not
             reporter.close()
         return result
 

@@ -19,7 +19,7 @@ from typing import Any, Literal, TypeAlias
 
 import torch
 
-from fastcifar import runtime
+from fastcifar import signals
 from fastcifar.config import TrainConfig
 from fastcifar.engine import fit, open_data
 from fastcifar.errors import ConfigError, FastcifarError, StoppedError
@@ -147,7 +147,7 @@ def _open_data(members: Sequence[Member], reporter: Reporter) -> None:
     """Fetch and convert the data once, where the reporter sees it; runs with a checkpoint know their store."""
     new = [member for member in members if not _has_checkpoint(member.path)]
     if new:
-        with runtime.raise_on_sigterm():
+        with signals.stop_at_once("before training began"):
             open_data(new[0].config, reporter)
 
 
@@ -173,7 +173,7 @@ def _side_by_side(
     threads = max(1, torch.get_num_threads() // parallel)
     unfinished = 0
     try:
-        with runtime.catch_stop() as stop:
+        with signals.catch_stop() as stop:
             while running or (left and stop.signum is None):
                 if stop.signum is not None:
                     for _, worker in running.values():

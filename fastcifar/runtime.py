@@ -1,38 +1,32 @@
 """What this machine can do, and what a run does with it: device, precision, memory format, compilation.
 
-The only module that sets global seeds, `torch.backends` and signal handlers. Each choice carries its
-reason, which the panel at the start of a run shows.
+The only module that sets global seeds and `torch.backends`. Each choice carries its reason, which the panel at the
+start of a run shows.
 
     runtime = choose(TrainConfig(amp=True))
     with runtime.autocast(): ...
 """
 
 import contextlib
-import dataclasses
 import importlib.util
 import os
 import platform
-import signal
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from types import FrameType
 from typing import Any
 
 import numpy as np
 import torch
 
 from fastcifar.config import TrainConfig
-from fastcifar.errors import ConfigError, StoppedError
+from fastcifar.errors import ConfigError
 
 __all__ = [
     "OutOfMemoryError",
     "Runtime",
-    "StopRequest",
     "arithmetic",
-    "catch_stop",
     "choose",
     "environment",
     "find_device",
@@ -40,8 +34,6 @@ __all__ = [
     "limit_threads",
     "local_seed",
     "quiet_profiler",
-    "raise_on_sigterm",
-    "request_stop",
     "seed_everything",
 ]
 
@@ -247,66 +239,3 @@ def arithmetic(runtime: Runtime) -> dict[str, str]:
 def limit_threads(threads: int) -> None:
     """Compute with that many threads in this process; the CPU kernel asks torch, so this holds for it too."""
     torch.set_num_threads(threads)
-
-
-@dataclasses.dataclass
-class StopRequest:
-    """The signal that asked the run to stop, or None."""
-
-    signum: signal.Signals | None = None
-
-
-@contextlib.contextmanager
-def catch_stop() -> Iterator[StopRequest]:
-    """Turn the first SIGINT or SIGTERM into a request that the loop looks at; a second one stops at once.
-
-    Outside the main thread, where Python allows no handlers, nothing is caught.
-    """
-    request = StopRequest()
-    if threading.current_thread() is not threading.main_thread():
-        yield request
-        return
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        if request.signum is not None:
-            raise KeyboardInterrupt
-        request.signum = signal.Signals(number)
-
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    _open_requests.append(request)
-    try:
-        yield request
-    finally:
-        _open_requests.pop()
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-_open_requests: list[StopRequest] = []
-
-
-def request_stop() -> None:
-    """Stop this process's run as SIGTERM does, from any thread, unless it is stopping already."""
-    if all(request.signum is None for request in _open_requests):
-        signal.raise_signal(signal.SIGTERM)
-
-
-@contextlib.contextmanager
-def raise_on_sigterm() -> Iterator[None]:
-    """Let SIGTERM raise, so that what is half made is cleared away. Outside the main thread nothing changes.
-
-    Raises:
-        StoppedError: SIGTERM came.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        raise StoppedError("stopped by SIGTERM before training began; nothing was saved", 128 + number)
-
-    before = signal.signal(signal.SIGTERM, handle)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -20,6 +20,7 @@ from fastcifar.many import Member, Outcome, run_all
 from fastcifar.reporter import NullReporter, Reporter
 from fastcifar.runs import SEEDS
 from fastcifar.series import open_series
+from fastcifar.signals import catch_stop
 
 __all__ = ["SeedsResult", "check_seeds", "fit_seeds", "seeds_table"]
 
@@ -44,6 +45,7 @@ class SeedsResult:
         return max(outcome.exit_status for outcome in self.runs.values())
 
 
+@catch_stop()
 def fit_seeds(
     config: TrainConfig, seeds: Sequence[int] = (), *, parallel: int = 1, reporter: Reporter | None = None
 ) -> SeedsResult:

@@ -1,8 +1,6 @@
 """`python -m fastcifar.train`, the same as `fastcifar train`."""
 
-import sys
-
-from fastcifar.commands import main
+from fastcifar.commands import entry
 
 if __name__ == "__main__":
-    sys.exit(main(["train", *sys.argv[1:]]))
+    entry("train")

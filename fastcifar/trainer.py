@@ -22,7 +22,8 @@ from fastcifar.metrics import LossWatch, Totals
 from fastcifar.optim import build_optimizer, learning_rate, resolution, set_learning_rate
 from fastcifar.profiling import phase_scope, scoped_batches
 from fastcifar.reporter import Reporter
-from fastcifar.runtime import Runtime, StopRequest
+from fastcifar.runtime import Runtime
+from fastcifar.signals import StopRequest
 
 __all__ = ["Trainer", "load_weights", "train_epoch"]
 

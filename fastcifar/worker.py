@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from queue import SimpleQueue
 from typing import Any
 
-from fastcifar import runtime
+from fastcifar import runtime, signals
 from fastcifar.config import TrainConfig
 from fastcifar.engine import fit
 from fastcifar.errors import FastcifarError, StoppedError
@@ -126,7 +126,7 @@ def serve() -> None:
 
     def watch() -> None:
         sys.stdin.read()
-        runtime.request_stop()
+        signals.request_stop()
 
     runtime.limit_threads(order["threads"])
     threading.Thread(target=watch, daemon=True).start()

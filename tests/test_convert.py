@@ -190,8 +190,9 @@ def test_help_shows_examples_and_waits_for_nothing() -> None:
 @pytest.mark.parametrize(
     ("number", "status", "message"),
     [
-        (signal.SIGINT, 130, "fastcifar: interrupted\n"),
-        (signal.SIGTERM, 143, "fastcifar: stopped by SIGTERM; nothing was left behind\n"),
+        (signal.SIGINT, 130, "fastcifar: stopped by SIGINT before the store was made; nothing was left behind\n"),
+        (signal.SIGTERM, 143, "fastcifar: stopped by SIGTERM before the store was made; nothing was left behind\n"),
+        (signal.SIGHUP, 129, "fastcifar: stopped by SIGHUP before the store was made; nothing was left behind\n"),
     ],
 )
 def test_a_signal_leaves_nothing(place: Path, number: signal.Signals, status: int, message: str) -> None:

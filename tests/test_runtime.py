@@ -1,7 +1,4 @@
 import importlib.util
-import os
-import signal
-import threading
 
 import pytest
 import torch
@@ -69,45 +66,6 @@ def test_an_unusable_device_is_said(device: str) -> None:
     with pytest.raises(ConfigError, match=r"device .* cannot be used here .* try .cpu.") as caught:
         runtime.choose(TrainConfig(device=device))
     assert "\n" not in str(caught.value)
-
-
-def test_the_first_signal_asks_and_the_second_stops() -> None:
-    before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(KeyboardInterrupt), runtime.catch_stop() as stop:
-        assert stop.signum is None
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert stop.signum == signal.SIGTERM
-        os.kill(os.getpid(), signal.SIGINT)
-    assert signal.getsignal(signal.SIGTERM) is before
-
-
-def test_a_stop_can_be_asked_for_by_any_thread_and_only_once() -> None:
-    with runtime.catch_stop() as stop:
-        for _ in range(2):  # the second must not count as a second signal
-            thread = threading.Thread(target=runtime.request_stop)
-            thread.start()
-            thread.join()
-        assert stop.signum == signal.SIGTERM
-    with runtime.catch_stop() as outer:
-        with runtime.catch_stop() as inner:
-            runtime.request_stop()
-        assert (outer.signum, inner.signum) == (None, signal.SIGTERM)
-        runtime.request_stop()
-        assert outer.signum == signal.SIGTERM
-
-
-def test_another_thread_installs_no_handlers() -> None:
-    before = signal.getsignal(signal.SIGINT)
-    seen = []
-
-    def enter() -> None:
-        with runtime.catch_stop() as stop:
-            seen.append((stop.signum, signal.getsignal(signal.SIGINT) is before))
-
-    thread = threading.Thread(target=enter)
-    thread.start()
-    thread.join()
-    assert seen == [(None, True)]
 
 
 def test_environment_names_versions_and_hardware() -> None:

@@ -1,19 +1,23 @@
 """The command line: one module a command, options in, exit status out.
 
 Exit statuses: 0 done; 2 something the user can mend, said in one line; 3 the training diverged;
-130 or 143 stopped by Ctrl-C or SIGTERM. Only this package parses arguments.
+130, 143 or 129 stopped by Ctrl-C, SIGTERM or a closed terminal. Only this package parses arguments.
 """
 
+import contextlib
+import errno
 import importlib
 import logging
 import os
 import sys
 from collections.abc import Sequence
+from typing import NoReturn, TextIO
 
 import fastcifar
+from fastcifar import signals
 from fastcifar.errors import ConfigError, FastcifarError
 
-__all__ = ["COMMANDS", "main"]
+__all__ = ["COMMANDS", "entry", "forgive_output", "main"]
 
 COMMANDS = {
     "train": "train a net on CIFAR-10, CIFAR-100, the bundled digits or your own store",
@@ -39,6 +43,24 @@ def _usage() -> str:
     )
 
 
+def entry(*first: str) -> NoReturn:
+    """Run the command of this process, and end it with the exit status.
+
+    Args:
+        first: arguments ahead of the process's own.
+    """
+    # until the command has something to clear away, and does it itself
+    signals.leave_on_stop(lambda why: _complain(why, sys.__stderr__))
+    status = main([*first, *sys.argv[1:]])
+    signals.end_with(status)
+    if status > 128:  # stopped: no thread is waited for
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError, AttributeError):  # it is closed
+                stream.flush()
+        os._exit(status)
+    sys.exit(status)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command.
 
@@ -61,10 +83,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _complain("interrupted")
         return 130
     except BrokenPipeError:
-        # whoever read our output has gone; nothing more may be written, not even at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        # whoever read our output has gone
+        _drop_output()
         return 141
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EIO) or error.filename is not None:
+            raise
+        _drop_output()
+        _complain(f"standard output cannot be written: {error.strerror}")
+        return 2
     return status
+
+
+def forgive_output() -> None:
+    """For a command whose result is in files: that standard output is full or gone was said, and doesn't matter."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError:
+        _drop_output()
+
+
+def _drop_output() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # nothing more may be written, not even at exit
 
 
 def _dispatch(arguments: list[str]) -> int:
@@ -86,10 +127,15 @@ def _say(text: str) -> None:
         sys.stdout.write(text)
 
 
-def _complain(text: str) -> None:
+def _complain(text: str, stream: TextIO | None = None) -> None:
     # file names are part of it, and may hold anything, such as a terminal's commands
     one_line = "".join(letter if letter.isprintable() else "?" for letter in " ".join(text.split()))
     try:
-        sys.stderr.write(f"fastcifar: {one_line}\n")
-    except (OSError, ValueError, AttributeError):  # stderr is closed: the exit status has to do
+        (stream or sys.stderr).write(f"fastcifar: {one_line}\n")
+    except (
+        OSError,
+        ValueError,
+        AttributeError,
+        RuntimeError,
+    ):  # stderr is closed, or in use: the exit status has to do
         return

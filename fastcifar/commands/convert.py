@@ -83,16 +83,21 @@ def run(arguments: Sequence[str]) -> int:
     kind, content = _content(options)
     from fastcifar.console import ConsoleReporter, print_facts  # these wait for torch
     from fastcifar.reporter import TeeReporter
-    from fastcifar.runtime import raise_on_sigterm
+    from fastcifar.signals import stop_at_once
 
     reporter = TeeReporter(ConsoleReporter())  # whose closed pipe does not end the conversion
     reporter.message(f"{options.source}: {kind}")
     started = time.perf_counter()
     try:
-        with raise_on_sigterm(), reporter.transfer(f"converting {content.name}", "images") as progress:
+        with (
+            stop_at_once("before the store was made; nothing was left behind"),
+            reporter.transfer(f"converting {content.name}", "images") as progress,
+        ):
             store = make_store(options.out, content, progress)
-    except StoppedError as stop:
-        raise StoppedError("stopped by SIGTERM; nothing was left behind", stop.exit_status) from None
+    except StoppedError:
+        if not options.out.exists():
+            raise
+        store = ArrayStore(options.out)  # it was done when the signal came
     finally:
         reporter.close()
     print_facts(f"{content.name} in {options.out}", _facts(store, time.perf_counter() - started))

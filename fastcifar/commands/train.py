@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fastcifar import runs
+from fastcifar.commands import forgive_output
 from fastcifar.commands.options import parse_run, parse_seeds
 from fastcifar.config import TrainConfig
 from fastcifar.errors import ConfigError
@@ -49,6 +50,7 @@ def run(arguments: Sequence[str]) -> int:
         fit(config, reporter=reporter)
     finally:
         reporter.close()
+        forgive_output()
     return 0
 
 
