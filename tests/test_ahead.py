@@ -158,18 +158,25 @@ plan = Plan(samples=60_000, crop=4, flip="random", scale=np.ones(3, np.float32),
 kernel = CpuKernel(images, np.zeros(60_000), plan)
 kernel._most_ahead = 60_000
 expected = kernel(epoch=0, start=0, size=60_000)[0].view(torch.int16).numpy().copy()
-for _ in range(5):
+in_time = 0
+for _ in range(100):
     kernel.prepare(epoch=0, start=0, size=60_000)
     words = kernel._ahead[0][0].job.words
     while words[CAME] == 0:
         pass
     child = os.fork()  # a helper is at it
     if child == 0:
-        assert words[MADE] < 60_000
-        signal.alarm(10)
-        os._exit(not (kernel(epoch=0, start=0, size=60_000)[0].view(torch.int16).numpy() == expected).all())
-    assert os.waitpid(child, 0)[1] == 0
+        unfinished = words[MADE] < 60_000  # else the machine was busy elsewhere meanwhile
+        signal.alarm(60)
+        right = (kernel(epoch=0, start=0, size=60_000)[0].view(torch.int16).numpy() == expected).all()
+        os._exit((3 if unfinished else 4) if right else 1)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert status in (3, 4), status
+    in_time += status == 3
     assert (kernel(epoch=0, start=0, size=60_000)[0].view(torch.int16).numpy() == expected).all()
+    if in_time == 5:
+        break
+assert in_time
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=100)
 

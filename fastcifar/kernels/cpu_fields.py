@@ -29,7 +29,7 @@ FIELDS: Final = (*_STORE, *_ORDERED, *_DRAWN, "dtype", "planar", "period", "a", 
 """What the parameters hold, int64 each; `images`, `labels`, `rows` (0: a range), `a` and `b` are addresses."""
 
 FUNCTIONS: Final = {"work": 3, "post": 2, "leave": 2, "order_rows": 5, "touch": 4}
-"""The functions of `cpu_loops` and how many int64 each takes; each gives one back."""
+"""The functions of `cpu_jobs` and `cpu_loops`, and how many int64 each takes; each gives one back."""
 
 NEXT, MADE, CAME, INSIDE, SCRATCH = 16, 17, 18, 19, 32
 """Words of a job, which is memory of int64.

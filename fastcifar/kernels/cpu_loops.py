@@ -1,10 +1,9 @@
 """The compiled loops of the CPU kernel: numba turns them into machine code, which `machine` keeps.
 
-Threads that `work` on the same job share its state and take chunks of images from it until none is left. No
+Threads that make the same job share its state and take chunks of images from it until none is left (see `cpu_jobs`). No
 function here holds a Python lock, allocates or can fail; each reads and writes only the addresses it is given.
 
-    work(0, job, SPINS)         # make the job's batch; see `cpu_fields` for what a job is
-    work(box, 0, SPINS)         # serve: do what jobs come
+    make(job)                   # make the job's batch; see `cpu_fields` for what a job is
 
 Addresses rather than arrays: one version serves read-only maps, float32 and 16-bit outputs, is called
 in 1 us, and needs nothing of numba's when it is loaded. Each image is staged once (flipped, padded and
@@ -19,18 +18,13 @@ Legend: H x W pixels, C channels.
 import numpy as np
 
 from fastcifar.kernels.cpu_fields import (
-    AWAKE,
     CAME,
     CHUNK,
-    INSIDE,
-    JOB,
     KEYS,
     MADE,
     NEXT,
-    POSTED,
     SCRATCH,
     SLACK,
-    TAKING,
 )
 from fastcifar.kernels.cpu_words import (
     bfloat16_bits,
@@ -56,7 +50,7 @@ from fastcifar.kernels.cpu_words import (
 )
 from fastcifar.kernels.rng import AUGMENT, FIRST_FLIP
 
-__all__ = ["leave", "order_rows", "post", "touch", "work"]
+__all__ = ["make", "order_rows", "touch"]
 
 _LOW, _32, _31, _16, _1, _0 = (np.uint64(x) for x in (0xFFFFFFFF, 32, 31, 16, 1, 0))
 _HALF = np.uint64(0xFFFF)
@@ -182,7 +176,7 @@ def _row(p, position, day, keys):
 
 
 @word
-def _make(job):
+def make(job):
     """Take chunks of a job's batch and make them until none is left."""
     slot = fetch_add(job + 8 * CAME, 1)
     p, slots, epoch, start, size = get64(job, 0), get64(job, 1), get64(job, 2), get64(job, 3), get64(job, 4)
@@ -246,68 +240,6 @@ def _make(job):
                 x0 = np.int64(((w3 & _HALF) * np.uint64(width - cutout + 1)) >> _16)
                 _cut(place, height, width, channels, y0, x0, cutout, planar, item)
         fetch_add(job + 8 * MADE, count)
-
-
-def work(box, job, spins):
-    """Make a job's batch, together with the other threads that work on it; or with a box, serve.
-
-    Who serves does the jobs that are put into the box, until none came for a while. One function for both: what makes
-    images goes into its caller, and would else be compiled twice.
-
-    Args:
-        box: address of a box, for who serves; else 0.
-        job: address of a job, where there is no box.
-        spins: how often to look for the end of the other threads' last chunks, or for the next job.
-
-    Returns:
-        How many of the job's images have been made so far; 0 of who serves.
-    """
-    seen = -1  # a job that is there already counts as new
-    if box:
-        fetch_add(box + 8 * AWAKE, 1)
-    while True:
-        if box:
-            now = fetch_add(box + 8 * POSTED, 0)
-            for _ in range(spins):
-                if now != seen:
-                    break
-                now = fetch_add(box + 8 * POSTED, 0)
-            if now == seen:
-                fetch_add(box + 8 * AWAKE, -1)
-                return 0
-            seen = now
-            fetch_add(box + 8 * TAKING, 1)  # before the look: who takes the job back after it knows
-            job = fetch_add(box + 8 * JOB, 0)
-            if job:
-                fetch_add(job + 8 * INSIDE, 1)
-            fetch_add(box + 8 * TAKING, -1)
-        if job:
-            _make(job)
-        if box:
-            if job:
-                fetch_add(job + 8 * INSIDE, -1)  # from here on the job may be gone
-        else:
-            for _ in range(spins):
-                if fetch_add(job + 8 * MADE, 0) >= get64(job, 4):
-                    break
-            return fetch_add(job + 8 * MADE, 0)
-
-
-def post(box, job):
-    """Put a job into a box, in the place of any other, and say so; returns how many helpers are awake."""
-    fetch_add(box + 8 * JOB, job - fetch_add(box + 8 * JOB, 0))
-    fetch_add(box + 8 * POSTED, 1)
-    return fetch_add(box + 8 * AWAKE, 0)
-
-
-def leave(box, job):
-    """Take a job out of a box, if it is there; returns how many helpers are just taking one.
-
-    At 0, the helpers that are at the job are those its own state counts, and no other will come.
-    """
-    if fetch_add(box + 8 * JOB, 0) == job:
-        fetch_add(box + 8 * JOB, -job)
-    return fetch_add(box + 8 * TAKING, 0)
 
 
 def order_rows(parameters, epoch, start, size, out):

@@ -33,14 +33,14 @@ __all__ = ["Functions", "load"]
 
 Functions = Mapping[str, Callable[..., int]]
 
-_SOURCES = ("cpu_fields.py", "cpu_loops.py", "cpu_words.py", "machine.py", "rng.py")
+_SOURCES = ("cpu_fields.py", "cpu_jobs.py", "cpu_loops.py", "cpu_words.py", "machine.py", "rng.py")
 _PREFIX = "fastcifar_"
 _lock = threading.Lock()
 _log = logging.getLogger(__name__)
 
 
 def load() -> Functions:
-    """The functions of `cpu_loops`, by name; the first call loads or compiles them, others wait for it."""
+    """What `cpu_jobs` and `cpu_loops` define, by name; the first call loads or compiles it, others wait for it."""
     with _lock:
         return _load()
 
@@ -78,14 +78,15 @@ def _key() -> str:
 
 
 def _compile() -> bytes:
-    """An object file with the functions of `cpu_loops`, which calls nothing but libc."""
+    """An object file with the functions of `cpu_jobs` and `cpu_loops`, which calls nothing but libc."""
     from numba import cfunc, types
 
-    from fastcifar.kernels import cpu_loops
+    from fastcifar.kernels import cpu_jobs, cpu_loops
 
+    sources = {**vars(cpu_loops), **vars(cpu_jobs)}
     whole = llvm.parse_assembly("")
     for name, count in FUNCTIONS.items():
-        made = cfunc(types.int64(*[types.int64] * count), error_model="numpy")(getattr(cpu_loops, name))
+        made = cfunc(types.int64(*[types.int64] * count), error_model="numpy")(sources[name])
         module = llvm.parse_assembly(made._library.get_llvm_str())
         for function in module.functions:
             if function.name == made._wrapper_name:
