@@ -160,8 +160,8 @@ def _run(path: Path) -> Finding:
             run.check(newest)
             what += f", saved after step {newest.step}"
         except FastcifarError as error:
-            if (line := _within(path, error)) not in problems:
-                problems.append(line)
+            if not any(line in str(error) for _, line in damaged):  # else it is said already
+                problems.append(_within(path, error))
     for name in ("environment.json", "metrics.jsonl"):
         problems += _json_problems(path / name, lines=name.endswith("l"))
     return Finding(path=path, what=what, problems=tuple(problems))
