@@ -71,7 +71,7 @@ class Totals:
 
     Args:
         device: where the sums are.
-        lenient: a batch whose loss is not finite adds none, as its step changes no weight under gradient scaling.
+        lenient: a batch whose loss is not finite doesn't count: its step changes no weight under gradient scaling.
     """
 
     def __init__(self, device: torch.device, *, lenient: bool = False) -> None:
@@ -91,9 +91,13 @@ class Totals:
         """
         logits = logits.detach()
         loss = F.cross_entropy(logits, labels, reduction="sum")
-        self.loss += loss.nan_to_num(0.0, 0.0, 0.0) if self._lenient else loss
-        self.correct += (logits.argmax(1) == labels).sum()
-        self.samples += (labels >= 0).sum()
+        correct, samples = (logits.argmax(1) == labels).sum(), (labels >= 0).sum()
+        if self._lenient:
+            counts = loss.isfinite()
+            loss, correct, samples = loss.nan_to_num(0.0, 0.0, 0.0), correct * counts, samples * counts
+        self.loss += loss
+        self.correct += correct
+        self.samples += samples
 
     def read(self) -> tuple[float, float, int]:
         """Mean loss, accuracy and number of samples. Waits for the device."""
@@ -161,7 +165,7 @@ class LossWatch:
 
 def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
     """The names of the tensors with a NaN or an infinity. Waits for the device."""
-    floating = {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point()}
+    floating = {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point() and tensor.numel()}
     # one pass over all of them, without copies, which nearly always is the last: NaN goes through the maximum
     if not floating or torch.nn.utils.get_total_norm(floating.values(), math.inf).isfinite():
         return []
