@@ -156,9 +156,13 @@ def fetch(urls: Sequence[str], target: Path, *, sha256: str, size: int | None, p
     with _writing(part):
         whole = part.is_file() and part.stat().st_size == size  # needs no network
         probes = {url: _Probe(url) for url in urls if _allowed(url) and not whole}
+        begun = time.monotonic()
         free = shutil.disk_usage(part.parent).free
         for url in urls:
-            wanted = _Wanted(url, part, size, progress or (lambda done, total: None), probes.get(url))
+            probe = probes.get(url)
+            if probe is not None and time.monotonic() - begun > 2 * _REACH:  # the network may have changed since
+                probe = _Probe(url)
+            wanted = _Wanted(url, part, size, progress or (lambda done, total: None), probe)
             if size is not None and free + wanted.have() < size:
                 raise OutputError(f"{part.parent} has {free} bytes free, {target.name} needs {size}")
             try:
@@ -216,7 +220,8 @@ def _request(wanted: _Wanted) -> str | None:
     headers = {"Accept-Encoding": "identity", "User-Agent": "fastcifar"}
     if have and etag:
         headers |= {"Range": f"bytes={have}-", "If-Range": etag}
-    if wanted.probe is not None and (reason := wanted.probe.reason()) is not None:
+    probe = wanted.probe or _Probe(wanted.url)  # none yet where there was a whole part, which was wrong
+    if (reason := probe.reason()) is not None:
         return f"cannot be reached: {_words(reason)}"
     opener = urllib.request.build_opener(_Redirects)
     try:

@@ -1,5 +1,6 @@
 """Downloads that go wrong in every way a server can: the file is right in the end, or one line says why not."""
 
+import contextlib
 import dataclasses
 import errno
 import hashlib
@@ -396,6 +397,40 @@ def test_a_server_that_says_nothing_times_out(server: Server, target: Path, monk
     finally:
         release.set()
     assert target.with_name("a.tar.gz.part").read_bytes() == CONTENT[:100]
+
+
+def test_a_server_that_drips_is_given_up_and_its_part_used(
+    server: Server, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(download, "_PATIENCE", 0.2)
+    release = threading.Event()
+
+    def drip(handler: Handler) -> None:
+        handler.answer(200, CONTENT[:5000], Content_Length=str(len(CONTENT)))
+        with contextlib.suppress(OSError):
+            for byte in CONTENT[5000:]:
+                handler.wfile.write(bytes([byte]))
+                if release.wait(0.01):
+                    break
+
+    part = target.with_name("a.tar.gz.part")
+    server.script = [drip]
+    try:
+        with pytest.raises(DownloadError, match=r"sends too slowly: \d+ bytes in"):
+            get(target, server.url)
+        kept = part.read_bytes()
+        assert 5000 < len(kept) < 6000
+        assert CONTENT.startswith(kept)
+        server.script, server.requests[:] = [ok], []
+        get(target, server.url)
+        assert got(target)
+        assert ranges(server) == [f"bytes={len(kept)}-"]
+        target.unlink()
+        server.script, server.requests[:] = [drip, ok], []
+        assert get(target, server.url, f"{server.url}?mirror") == f"{server.url}?mirror"
+        assert got(target)
+    finally:
+        release.set()
 
 
 def test_ctrl_c_leaves_the_part(server: Server, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
