@@ -28,6 +28,8 @@ def start(work: Callable[[], object]) -> int:
         return child
     status = 1
     try:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(round(_SECONDS))  # a test that failed waits for nobody
         torch.set_num_threads(1)
         work()
         status = 0

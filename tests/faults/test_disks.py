@@ -168,6 +168,7 @@ def test_a_store_that_cannot_be_written_is_not_there(tmp_path: Path, fault: Faul
     assert failed_at_each_step(place, fault, before=lambda: None, work=work, check=check) >= 16
 
 
+@pytest.mark.parametrize("fault", [FAULTS["full"], FAULTS["broken once"]], ids=["full", "broken once"])
 def test_a_data_set_that_cannot_be_converted_is_converted_later(tmp_path: Path, fault: Fault) -> None:
     place, archive = tmp_path / "place", tiny_cifar10(tmp_path / "tiny.tar.gz", per_file=10)
 

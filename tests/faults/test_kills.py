@@ -28,7 +28,7 @@ from tests.cifar_files import tiny_cifar10
 from tests.effort import effort
 from tests.faults import tiny_runs
 from tests.faults.children import end_of, start
-from tests.faults.steps import kill_at, steps
+from tests.faults.steps import Kind, kill_at, steps
 
 pytestmark = pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="needs fork and /proc")
 
@@ -263,6 +263,39 @@ def test_a_record_is_the_old_or_the_new(tmp_path: Path) -> None:
     assert b"old\n" in seen
 
 
+@pytest.mark.parametrize(
+    "work",
+    [
+        lambda place: publish_bytes(place / "a", b"content"),
+        lambda place: save(place / "checkpoints", 1),
+        lambda place: convert_arrays(place / "out", IMAGES, LABELS),
+    ],
+    ids=["a file", "a checkpoint", "a store"],
+)
+def test_what_is_renamed_is_on_the_disk_before_and_its_new_name_after(
+    tmp_path: Path, work: Callable[[Path], object]
+) -> None:
+    place = tmp_path.resolve()
+    unflushed: set[Path] = set()
+    renamed = None
+
+    def before(kind: Kind, path: Path) -> None:
+        nonlocal renamed
+        if kind == "fsync":
+            unflushed.discard(path)
+        elif kind == "rename":
+            assert not [changed for changed in unflushed if changed.is_relative_to(path)]
+            renamed = path
+            unflushed.add(path.parent)
+        else:
+            unflushed.update({path, path.parent} if kind in ("open", "mkdir") else {path})
+
+    with steps(place, before):
+        work(place)
+    assert renamed is not None
+    assert renamed.parent not in unflushed
+
+
 def test_random_kills_leave_whole_files(tmp_path: Path) -> None:
     versions = [bytes([letter]) * 100_000 for letter in b"abc"]
     path = tmp_path / "a"
@@ -335,7 +368,7 @@ def to_go_on(run: Path) -> TrainConfig:
 def test_runs_killed_at_random_end_as_if_nothing_had_been(undisturbed: tuple[dict[str, torch.Tensor], float]) -> None:
     expected, seconds = undisturbed
     draw, kills = random.Random(0), 0
-    for number in range(effort(4)):
+    for number in range(effort(3)):
         run, limit = Path(f"run-{number}"), 3
         while True:
             config = to_go_on(run)
@@ -348,7 +381,7 @@ def test_runs_killed_at_random_end_as_if_nothing_had_been(undisturbed: tuple[dic
                 break
             kills += 1
         assert tiny_runs.equal(tiny_runs.weights(run), expected)
-    assert kills >= effort(4)
+    assert kills >= effort(3)
 
 
 def test_runs_killed_between_two_steps_end_as_if_nothing_had_been(
@@ -365,7 +398,7 @@ def test_runs_killed_between_two_steps_end_as_if_nothing_had_been(
     assert end_of(start(count)) == "done"
     total = int(Path("count").read_text())
     assert total > 100
-    chosen = sorted(random.Random(0).sample(range(1, total + 1), min(total, effort(6))))
+    chosen = sorted(random.Random(0).sample(range(1, total + 1), min(total, effort(4))))
     resumed = 0
     for number in chosen:
         run = Path(f"run-{number}")
