@@ -66,7 +66,8 @@ def publish_bytes(path: Path, content: bytes) -> None:
 
 def publish_json(path: Path, value: Any) -> None:
     """Write `value` to `path` as indented JSON, atomically."""
-    publish_bytes(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    publish_bytes(path, text.encode("utf-8", "backslashreplace"))  # JSON's own escape for what a path may hold
 
 
 @contextmanager

@@ -19,6 +19,8 @@ from fastcifar.errors import ConfigError, FastcifarError
 
 __all__ = ["COMMANDS", "entry", "forgive_output", "main"]
 
+_LONGEST = 200  # letters of a path that is too long
+
 COMMANDS = {
     "train": "train a net on CIFAR-10, CIFAR-100, the bundled digits or your own store",
     "convert": "make a store of your own images: class folders, arrays, or CIFAR in any form",
@@ -87,6 +89,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _drop_output()
         return 141
     except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:  # of any path that was given
+            _complain(f"{str(error.filename)[:_LONGEST]}...: {error.strerror}")
+            return 2
         if error.errno not in (errno.ENOSPC, errno.EIO) or error.filename is not None:
             raise
         _drop_output()
