@@ -137,6 +137,24 @@ def test_a_file_cut_after_it_was_opened_is_an_error_and_no_signal(tmp_path: Path
     assert all(in_a_child(3 * len(lengths), check))
 
 
+def test_a_file_cut_after_it_was_checked_is_an_error_and_no_signal(tmp_path: Path) -> None:
+    path = write(tmp_path / "s", side=16, counts=(90, 10, 20))
+    good = (path / "images.npy").read_bytes()
+
+    def check(index: int) -> bool:
+        (path / "images.npy").write_bytes(good)
+        loader = Loader(ArrayStore(path), batch_size=16, placement="stream")
+        for _ in loader:
+            pass
+        os.truncate(path / "images.npy", 4096 * index)
+        with pytest.raises(DamagedStoreError, match=r"images\.npy: it has"):
+            for _ in loader:
+                pass
+        return True
+
+    assert all(in_a_child(20, check))
+
+
 @pytest.mark.parametrize("name", FILES[:2])
 def test_a_file_taken_away_after_it_was_opened_is_an_error(tmp_path: Path, name: str) -> None:
     store = ArrayStore(write(tmp_path / "s"))

@@ -9,6 +9,7 @@ import gzip
 import hashlib
 import io
 import json
+import math
 import pickle
 import random
 import struct
@@ -549,6 +550,8 @@ def read_run(path: Path) -> bool:
         assert isinstance(run.recipe, Recipe)
         assert all(isinstance(text, str) for text in (run.title, run.recipe_title, run.config_hash()))
         json.dumps(run.config_json())
+        numbers = [value for value in vars(run.recipe).values() if isinstance(value, int | float)]
+        assert all(map(math.isfinite, numbers))  # which raises where an integer is more than a float can be
         again = TrainConfig.from_json(run.config.to_json())
         assert repr(again) == repr(run.config)
 
