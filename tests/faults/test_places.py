@@ -20,6 +20,7 @@ from fastcifar.commands import main
 from fastcifar.data.home import find_home
 from fastcifar.data.store import ArrayStore
 from tests.cifar_files import tiny_cifar10
+from tests.effort import effort
 from tests.faults import tiny_runs
 from tests.faults.forked import Forked
 from tests.faults.steps import Failing, steps
@@ -195,16 +196,16 @@ def test_a_process_without_any_home() -> None:
 REAL = {"arch": "small", "dataset": "data", "data": "", "split": "report", "batch-size": "16"}
 
 
-@pytest.mark.parametrize(
-    ("variables", "closed"),
-    [
-        ({"PYTHONIOENCODING": "ascii", "LANG": "C", "LC_ALL": "C", "PYTHONUTF8": "0"}, ""),
-        ({"NO_COLOR": "1"}, ">/dev/full"),
-        ({"PYTHONIOENCODING": "cp1252", "TERM": "dumb"}, "2>&- >&-"),
-    ],
-    ids=["ascii", "full", "closed"],
-)
-def test_a_real_run_goes_on_whatever_becomes_of_its_output(variables: dict[str, str], closed: str) -> None:
+OUTPUTS: dict[str, tuple[dict[str, str], str]] = {
+    "full": ({"NO_COLOR": "1"}, ">/dev/full"),
+    "ascii": ({"PYTHONIOENCODING": "ascii", "LANG": "C", "LC_ALL": "C", "PYTHONUTF8": "0"}, ""),
+    "closed": ({"PYTHONIOENCODING": "cp1252", "TERM": "dumb"}, "2>&- >&-"),
+}
+
+
+@pytest.mark.parametrize("output", list(OUTPUTS)[: effort(1)])  # each takes ten seconds, most of them imports
+def test_a_real_run_goes_on_whatever_becomes_of_its_output(output: str) -> None:
+    variables, closed = OUTPUTS[output]
     run = "Ü \N{CJK UNIFIED IDEOGRAPH-6F22}"
     arguments = [argument for argument in train(**REAL, out=run) if argument != "--allow-unverified"]
     command = f'"$0" -m fastcifar "$@" {closed}'
