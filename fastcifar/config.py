@@ -50,9 +50,10 @@ def _choice(name: str, value: object, allowed: Any) -> None:
 
 
 def _integer(name: str, value: object, low: int, high: int | None = None) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < low or (high is not None and value > high):
+    most = 2**63 - 1 if high is None else high  # beyond, arithmetic overflows
+    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= most:
         span = f"at least {low}" if high is None else f"from {low} to {high}"
-        raise ConfigError(f"{name} must be a whole number {span}, got {value!r}")
+        raise ConfigError(f"{name} must be a whole number {span}, got {value!r:.100}")
 
 
 def _number(name: str, value: object, low: float, high: float = math.inf, *, above: bool = False) -> None:
