@@ -150,7 +150,7 @@ def test_every_flip_is_found(saved: Path) -> None:
         (saved / NEW / name).write_bytes(good[name])
         return found.step == 3 or json.loads(bytes(content)) == json.loads(good[name])  # white space
 
-    assert all(in_a_child(effort(1500), check))
+    assert all(in_a_child(effort(600), check))
 
 
 @pytest.mark.parametrize("fault", ["a file", "empty", "another's", "named alike"])
