@@ -1,7 +1,7 @@
 """Fetches one file of known SHA-256 over https, going on where an earlier attempt stopped.
 
-The only module that touches the network. Bytes go to NAME.part beside the target; NAME.part.json remembers
-which version of which address they are from. The target appears by a rename, once its hash is right.
+Beside `reach` the only module that touches the network. Bytes go to NAME.part beside the target; NAME.part.json
+remembers which version of which address they are from. The target appears by a rename, once its hash is right.
 
     fetch(["https://example.org/a.tar.gz"], Path("downloads/a.tar.gz"), sha256="6d95...", size=170498071)
 """
@@ -13,8 +13,6 @@ import json
 import os
 import re
 import shutil
-import socket
-import threading
 import time
 import urllib.error
 import urllib.request
@@ -24,6 +22,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from fastcifar.data import reach
+from fastcifar.data.reach import Probe
 from fastcifar.errors import DownloadError, OutputError
 from fastcifar.publish import publish_json
 
@@ -32,7 +32,6 @@ __all__ = ["Progress", "fetch", "file_sha256"]
 Progress = Callable[[int, int | None], None]
 
 _TIMEOUT = 10.0  # seconds without a byte
-_REACH = 5.0  # seconds to find an address's host and connect; all addresses are tried at once
 _SLOW, _PATIENCE = 4096, 30.0  # fewer bytes than that in so many seconds, and the address is given up
 _TRIES = 6  # an address is asked again while each answer brings the file further
 _MAX_SIZE = 1 << 30
@@ -67,7 +66,7 @@ class _Wanted:
     part: Path
     size: int | None
     progress: Progress
-    probe: "_Probe | None" = None
+    probe: Probe | None = None
 
     @property
     def notes(self) -> Path:
@@ -91,37 +90,6 @@ class _Wanted:
     def forget(self) -> None:
         self.notes.unlink(missing_ok=True)
         self.part.unlink(missing_ok=True)
-
-
-class _Probe:
-    """Finds out whether an address's host can be reached, in a thread: the system may look for a name for a minute.
-
-    Where a proxy stands between, that is the proxy's business, and every address counts as reachable.
-    """
-
-    def __init__(self, url: str) -> None:
-        parts = urlsplit(url)
-        self._host, self._port = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
-        self._reason: object = f"no answer in {_REACH:g} s"
-        self._end = time.monotonic() + _REACH
-        proxied = parts.scheme in urllib.request.getproxies() and not urllib.request.proxy_bypass(self._host)
-        self._thread = None if proxied else threading.Thread(target=self._connect, daemon=True)
-        if self._thread is not None:
-            self._thread.start()
-
-    def _connect(self) -> None:
-        try:
-            socket.create_connection((self._host, self._port), timeout=_REACH).close()
-            self._reason = None
-        except (OSError, ValueError) as error:  # a host name that cannot be is a ValueError
-            self._reason = error
-
-    def reason(self) -> object:
-        """Why it cannot be reached; None if it can."""
-        if self._thread is None:
-            return None
-        self._thread.join(max(0.0, self._end - time.monotonic()))
-        return self._reason
 
 
 def file_sha256(path: Path) -> str:
@@ -155,13 +123,13 @@ def fetch(urls: Sequence[str], target: Path, *, sha256: str, size: int | None, p
     reasons = []
     with _writing(part):
         whole = part.is_file() and part.stat().st_size == size  # needs no network
-        probes = {url: _Probe(url) for url in urls if _allowed(url) and not whole}
+        probes = {url: Probe(url) for url in urls if _allowed(url) and not whole}
         begun = time.monotonic()
         free = shutil.disk_usage(part.parent).free
         for url in urls:
             probe = probes.get(url)
-            if probe is not None and time.monotonic() - begun > 2 * _REACH:  # the network may have changed since
-                probe = _Probe(url)
+            if probe is not None and time.monotonic() - begun > 2 * reach.REACH:  # the network may have changed since
+                probe = Probe(url)
             wanted = _Wanted(url, part, size, progress or (lambda done, total: None), probe)
             if size is not None and free + wanted.have() < size:
                 raise OutputError(f"{part.parent} has {free} bytes free, {target.name} needs {size}")
@@ -220,7 +188,7 @@ def _request(wanted: _Wanted) -> str | None:
     headers = {"Accept-Encoding": "identity", "User-Agent": "fastcifar"}
     if have and etag:
         headers |= {"Range": f"bytes={have}-", "If-Range": etag}
-    probe = wanted.probe or _Probe(wanted.url)  # none yet where there was a whole part, which was wrong
+    probe = wanted.probe or Probe(wanted.url)  # none yet where there was a whole part, which was wrong
     if (reason := probe.reason()) is not None:
         return f"cannot be reached: {_words(reason)}"
     opener = urllib.request.build_opener(_Redirects)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from fastcifar.commands import main
-from fastcifar.data import download
+from fastcifar.data import download, reach
 from fastcifar.data.download import fetch
 from fastcifar.errors import DownloadError
 
@@ -26,7 +26,7 @@ def _direct(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.upper(), raising=False)
-    monkeypatch.setattr(download, "_REACH", REACH)
+    monkeypatch.setattr(reach, "REACH", REACH)
 
 
 @pytest.fixture
@@ -98,7 +98,7 @@ def probed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         hosts.append(self._host)
         self._reason = "not there"
 
-    monkeypatch.setattr(download._Probe, "_connect", connect)
+    monkeypatch.setattr(reach.Probe, "_connect", connect)
     return hosts
 
 
@@ -144,7 +144,7 @@ def test_a_part_is_kept_for_when_there_is_a_network(tmp_path: Path, probed: list
 def test_after_a_long_first_try_the_second_address_is_looked_for_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, probed: list[str]
 ) -> None:
-    monkeypatch.setattr(download, "_REACH", 0.01)
+    monkeypatch.setattr(reach, "REACH", 0.01)
 
     def slow(wanted: Any, sha256: str) -> None:
         time.sleep(0.05)
