@@ -1,7 +1,8 @@
 """How threads come together on a job of the CPU kernel; compiled with `cpu_loops`, without locks.
 
-work(0, job, SPINS)         # make the job's batch, with whoever else is at it; see `cpu_fields` for what a job is
-work(box, 0, SPINS)         # serve: do what jobs come
+Example:
+    work(0, job, SPINS)         # make the job's batch, with whoever else is at it; see `cpu_fields` for what a job is
+    work(box, 0, SPINS)         # serve: do what jobs come
 """
 
 # numba infers the types of what stands here, and not Python's.
