@@ -112,7 +112,12 @@ class Run:
         Raises:
             OutputError: another process does, or the folder cannot be written.
         """
-        with _locked(self.path):
+        with contextlib.ExitStack() as held:
+            try:
+                held.enter_context(_locked(self.path))
+            except OutputError:
+                self._remove_made()
+                raise
             if new:
                 if (used := _used(self.path)) is not None:
                     raise used
@@ -148,6 +153,11 @@ class Run:
                 (self.path / name).unlink(missing_ok=True)
             for name in ("profile", "checkpoints"):
                 shutil.rmtree(self.path / name, ignore_errors=True)
+            self._remove_made()
+
+    def _remove_made(self) -> None:
+        """As far as nothing is in them."""
+        with contextlib.suppress(OSError):
             for folder in self.made:
                 folder.rmdir()
 
