@@ -106,22 +106,21 @@ def ablate(
         plan = plan_variants(config, without, variants)
     elif without or variants:
         raise ConfigError("without and variant cannot be given with resume: the folder keeps its own")
-    series = open_series(config, record=_RECORD, kind="ablate")
-    seeds = series.seeds(seeds)
-    if series.stored:
-        plan = {variant["name"]: tuple(variant["changes"]) for variant in series.stored["variants"]}
-    ablation = _Ablation(series, plan, seeds)
+    with open_series(config, record=_RECORD, kind="ablate") as series:
+        seeds = series.seeds(seeds)
+        if series.stored:
+            plan = {variant["name"]: tuple(variant["changes"]) for variant in series.stored["variants"]}
+        ablation = _Ablation(series, plan, seeds)
 
-    def record(outcomes: Mapping[str, Outcome], newest: str | None) -> None:
-        result = ablation.summarise(outcomes)
-        series.write(ablation.to_json(outcomes, result), md=ablation.to_markdown(result))
-        if newest is not None:
-            reporter.message(
-                f"{newest}: {_say(outcomes[newest])}; {len(outcomes)} of {len(ablation.members)} runs ended"
-            )
+        def record(outcomes: Mapping[str, Outcome], newest: str | None) -> None:
+            result = ablation.summarise(outcomes)
+            series.write(ablation.to_json(outcomes, result), md=ablation.to_markdown(result))
+            if newest is not None:
+                reporter.message(
+                    f"{newest}: {_say(outcomes[newest])}; {len(outcomes)} of {len(ablation.members)} runs ended"
+                )
 
-    reporter.message(f"the base and {len(plan) - 1} variants, {len(seeds)} seeds each, in {series.path}")
-    with series.running():
+        reporter.message(f"the base and {len(plan) - 1} variants, {len(seeds)} seeds each, in {series.path}")
         outcomes = run_all(
             ablation.members,
             series.diverged,
@@ -131,7 +130,7 @@ def ablate(
             record=record,
             go_on=series.go_on("ablate"),
         )
-    return ablation.summarise(outcomes)
+        return ablation.summarise(outcomes)
 
 
 def ablation_table(result: AblationResult) -> list[tuple[str, ...]]:

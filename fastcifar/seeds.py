@@ -66,22 +66,23 @@ def fit_seeds(
     reporter = reporter or NullReporter()
     if config.resume is None:
         check_seeds(seeds)
-    series = open_series(config, record=SEEDS, kind="seeds")
-    own = series.seeds(seeds)
-    members = {
-        f"seed {seed}": dataclasses.replace(series.run.config, seed=seed, out=series.path / f"seed-{seed}")
-        for seed in own
-    }
+    with open_series(config, record=SEEDS, kind="seeds") as series:
+        own = series.seeds(seeds)
+        members = {
+            f"seed {seed}": dataclasses.replace(series.run.config, seed=seed, out=series.path / f"seed-{seed}")
+            for seed in own
+        }
 
-    def summarise(outcomes: Mapping[str, Outcome]) -> SeedsResult:
-        return _summarise(series.path, {seed: outcomes[f"seed {seed}"] for seed in own if f"seed {seed}" in outcomes})
+        def summarise(outcomes: Mapping[str, Outcome]) -> SeedsResult:
+            return _summarise(
+                series.path, {seed: outcomes[f"seed {seed}"] for seed in own if f"seed {seed}" in outcomes}
+            )
 
-    def record(outcomes: Mapping[str, Outcome], newest: str | None) -> None:
-        series.write(_to_json(own, summarise(outcomes)))
-        if newest is not None and (parallel > 1 or outcomes[newest].error):
-            reporter.message(f"{newest}: {_say(outcomes[newest])}")
+        def record(outcomes: Mapping[str, Outcome], newest: str | None) -> None:
+            series.write(_to_json(own, summarise(outcomes)))
+            if newest is not None and (parallel > 1 or outcomes[newest].error):
+                reporter.message(f"{newest}: {_say(outcomes[newest])}")
 
-    with series.running():
         outcomes = run_all(
             [Member(name, config) for name, config in members.items()],
             series.diverged,
@@ -91,7 +92,7 @@ def fit_seeds(
             record=record,
             go_on=series.go_on("train"),
         )
-    return summarise(outcomes)
+        return summarise(outcomes)
 
 
 def check_seeds(seeds: Sequence[int]) -> None:

@@ -2,9 +2,9 @@
 
 It holds `config.json` and `environment.json` like a run's folder, a record of how the runs ended, and their folders.
 
-    series = open_series(TrainConfig(), record="seeds.json", kind="seeds")
-    series.write({"runs": [{"name": "seed 0", "state": "done"}]})
-    series.diverged                          # of the record that was there when it was opened
+    with open_series(TrainConfig(), record="seeds.json", kind="seeds") as series:
+        series.diverged                      # of the record that was there when it was opened
+        series.write({"runs": [{"name": "seed 0", "state": "done"}]})
 """
 
 import contextlib
@@ -79,26 +79,20 @@ class Series:
         """The command line that goes on with it."""
         return f"fastcifar {command} --resume {shlex.quote(str(self.path))}"
 
-    @contextlib.contextmanager
-    def running(self) -> Iterator[None]:
-        """For a block that runs them: where it fails, but for a stop, nothing is left if no run has left anything."""
-        try:
-            yield
-        except StoppedError:
-            raise
-        except BaseException:
-            self._discard()
-            raise
-
-    def _discard(self) -> None:
+    def discard(self) -> None:
+        """Leave nothing, if no run has left anything."""
         if not any(path.is_dir() for path in self.path.iterdir()):
             for path in self.path.glob(f"{Path(self.record).stem}.*"):
                 path.unlink()
             self.run.discard()
 
 
-def open_series(config: TrainConfig, *, record: str, kind: str) -> Series:
-    """Make the folder, or find it again where `config.resume` names it.
+@contextlib.contextmanager
+def open_series(config: TrainConfig, *, record: str, kind: str) -> Iterator[Series]:
+    """For a block that runs them: make the folder, or find it again where `config.resume` names it.
+
+    No other process may work on it meanwhile. Where the block fails, but for a stop, a new folder in which no run has
+    left anything goes.
 
     Args:
         config: what the runs share.
@@ -106,7 +100,7 @@ def open_series(config: TrainConfig, *, record: str, kind: str) -> Series:
         kind: the default name begins with it.
 
     Raises:
-        OutputError: it cannot be made.
+        OutputError: it cannot be made, or another process works on it.
         CheckpointError: it is no such folder, its files are damaged, or the recipe is no longer what it was.
         ConfigError: `config` asks for something else than the runs were started with, or names no recipe.
     """
@@ -126,9 +120,14 @@ def open_series(config: TrainConfig, *, record: str, kind: str) -> Series:
         run = runs.reopen(config.resume, config)
         if resolve(run.config) != run.recipe:
             raise CheckpointError(f"{path.parent}: recipe {run.config.recipe!r} has changed since: start anew")
-    try:
-        run.write(runtime.environment(), resumed=config.resume is not None)
-    except BaseException:
-        run.discard()
-        raise
-    return Series(run=run, record=record, stored=stored)
+    series = Series(run=run, record=record, stored=stored)
+    with run.claimed(new=config.resume is None):
+        try:
+            run.write(runtime.environment(), resumed=config.resume is not None)
+            yield series
+        except StoppedError:
+            raise
+        except BaseException:
+            if config.resume is None:
+                series.discard()
+            raise

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import filelock
 import numpy as np
 import pytest
 import torch
@@ -339,6 +340,16 @@ def test_what_a_crash_left_before_the_first_checkpoint_is_begun_anew(data: str) 
     fit(config(data, out=Path("alone")))
     assert_same_run(run, Path("alone"))
     assert not list(run.rglob(".tmp-*"))
+
+
+def test_a_folder_of_seeds_belongs_to_one_process(data: str) -> None:
+    fit_seeds(config(data, out=Path("all")), [0])
+    record = Path("all/seeds.json").read_bytes()
+    with filelock.FileLock("all/.lock"), pytest.raises(OutputError, match="all is in use: another process"):
+        fit_seeds(TrainConfig(resume=Path("all")))
+    with filelock.FileLock("all/.lock"), pytest.raises(OutputError, match="all is in use: another process"):
+        fit_seeds(config(data, out=Path("all")), [0])
+    assert Path("all/seeds.json").read_bytes() == record
 
 
 def test_a_folder_of_seeds_keeps_its_options(data: str, monkeypatch: pytest.MonkeyPatch) -> None:
