@@ -259,7 +259,7 @@ class Job:
                     "data",
                     f"{store.name}{'' if store.verified else ' (an unverified copy)'}, split {recipe.split}: {images}",
                 ),
-                ("recipe", f"{run.recipe_title}: {describe(recipe)}"),
+                ("recipe", f"{run.recipe_title}: {describe(recipe, side=min(store.image_shape[:2]))}"),
                 ("net", f"{run.config.arch}, {self.parameters:,} parameters, seed {run.config.seed}"),
                 ("run", str(run.path)),
             ),

@@ -83,11 +83,20 @@ def resolve(config: TrainConfig) -> Recipe:
     return dataclasses.replace(apply_changes(recipe, config.change), **options)
 
 
-def describe(recipe: Recipe) -> str:
-    """A recipe in one line, such as "sgd, lr 0.05 one-cycle, batch 64, 16 epochs, 67 % of the steps at 20 pixels"."""
+def describe(recipe: Recipe, *, side: int | None = None) -> str:
+    """A recipe in one line, such as "sgd, lr 0.05 one-cycle, batch 64, 16 epochs, 67 % of the steps at 20 pixels".
+
+    Args:
+        recipe: the recipe.
+        side: of the images, in pixels: stages that are no smaller leave them as they are, and are left out.
+    """
     parts = [f"{recipe.optimizer}, lr {recipe.lr:g} {recipe.schedule}, batch {recipe.batch_size}"]
     parts.append(f"{recipe.epochs} epochs")
-    parts += [f"{100 * fraction:g} % of the steps at {side} pixels" for side, fraction in recipe.resolutions]
+    parts += [
+        f"{100 * fraction:g} % of the steps at {size} pixels"
+        for size, fraction in recipe.resolutions
+        if side is None or size < side
+    ]
     if recipe.averaging != "none":
         parts.append(f"{recipe.averaging} every {recipe.averaging_every} steps")
     if recipe.whiten != "none":

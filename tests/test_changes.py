@@ -13,7 +13,7 @@ from fastcifar.commands import main
 from fastcifar.commands.options import parse
 from fastcifar.config import Augment, Recipe, TrainConfig
 from fastcifar.errors import ConfigError
-from fastcifar.recipes import RECIPES, resolve
+from fastcifar.recipes import RECIPES, describe, resolve
 
 FAST = Recipe(
     split="full",
@@ -223,3 +223,10 @@ def test_a_wrong_change_on_the_command_line_is_one_line_and_status_2(
 def test_the_option_takes_several_changes() -> None:
     config = parse(TrainConfig, ["--change", "lr=1", "flip=none", "--seed", "3"], prog="p", description="d")
     assert (config.change, config.seed) == (("lr=1", "flip=none"), 3)
+
+
+def test_a_description_leaves_out_stages_that_do_nothing() -> None:
+    stage = "60 % of the steps at 20 pixels"
+    assert stage in describe(RECIPES["fast"])
+    assert stage in describe(RECIPES["fast"], side=32)
+    assert stage not in describe(RECIPES["fast"], side=20)
