@@ -30,6 +30,7 @@ bench: bench-peers
 	$(BIN)/python -m benchmarks.scaling
 	$(BIN)/python -m benchmarks.first_batch
 	$(BIN)/python -m benchmarks.memory
+	$(BIN)/python -m benchmarks.safety
 	tools/bench_table
 
 # the environments of the loaders that ours races with: several GB in .bench, once

@@ -21,15 +21,14 @@ from fastcifar.loader import Loader
 from fastcifar.metrics import EpochStats, LossNotFiniteError, TestStats, not_finite
 from fastcifar.nets import build_model, count_parameters
 from fastcifar.profiling import StepProfiler
-from fastcifar.recipes import describe
-from fastcifar.reporter import Reporter, RunResult, RunSummary
+from fastcifar.reporter import Reporter, RunResult
 from fastcifar.runtime import Runtime, arithmetic, environment, is_compile_error, seed_everything
 from fastcifar.signals import StopRequest
+from fastcifar.summary import summarise
 from fastcifar.trainer import Trainer, train_epoch
 from fastcifar.whitening import first_convolution, first_images, whiten_
 
 __all__ = ["FitResult", "Job"]
-
 
 _LEAST_SCALE = 2.0**-20  # of float16 gradients: below, every update is lost
 
@@ -93,6 +92,16 @@ class Job:
         self.elapsed = 0.0  # seconds of it before the run was stopped and resumed
         data = {"store": str(store.path.absolute()), "digest": store.digest, "source": store.source}
         self.environment = {**environment(), "data": {**data, "verified": store.verified}}
+        self.summary = summarise(
+            run,
+            rt,
+            self.loader,
+            self.eval_loader,
+            evaluated=self.evaluated,
+            parameters=self.parameters,
+            steps=steps,
+            saved=saved,
+        )
         if saved is not None:
             self._restore(saved)
 
@@ -101,14 +110,12 @@ class Job:
         run, recipe, reporter = self.run, self.trainer.recipe, self.reporter
         run.write(self.environment, resumed=self.saved is not None)
         try:
-            reporter.start(self._summary(), self.history)
+            reporter.start(self.summary, self.history)
             warmup_seconds = self.whiten_seconds + self._warm_up(stop)
             last = None
             while self.epoch < recipe.epochs:
                 last = self._epoch(stop)
-            last_size = self.trainer.resolution(self.trainer.steps - 1)
-            done = self.evaluated == "test" and last_size is None and recipe.tta == "none"
-            found = last if last is not None and done else self._evaluate("test", stop, tta=recipe.tta)
+            found = last if last is not None and self._ends_in_test else self._evaluate("test", stop, tta=recipe.tta)
             self.saver.wait()
             result = self._finish(test_stats(found, self.store.classes), warmup_seconds)
         except StopSeenError as seen:
@@ -123,6 +130,11 @@ class Job:
             self.saver.close(wait=not isinstance(sys.exception(), KeyboardInterrupt))  # a second signal waits not
             reporter.close()
         return result
+
+    @property
+    def _ends_in_test(self) -> bool:
+        """Whether the last epoch's evaluation is the test: of the test images, and of their own size."""
+        return self.evaluated == "test" and self.trainer.resolution(self.trainer.steps - 1) is None
 
     def _epoch(self, stop: StopRequest) -> Evaluation:
         recipe, trainer = self.trainer.recipe, self.trainer
@@ -144,7 +156,9 @@ class Job:
             raise self._diverged(f"the training loss became {loss}", trainer.step)
         if trainer.scaler.is_enabled() and trainer.scaler.get_scale() < _LEAST_SCALE:
             raise self._diverged("gradients overflow at any scale", trainer.step)
-        found = self._evaluate(self.evaluated, stop, size=trainer.resolution(trainer.step - 1))
+        is_test = self._ends_in_test and self.epoch + 1 == recipe.epochs
+        size, tta = trainer.resolution(trainer.step - 1), recipe.tta if is_test else "none"
+        found = self._evaluate(self.evaluated, stop, size=size, tta=tta)
         stats = EpochStats(
             epoch=self.epoch + 1,
             epochs=recipe.epochs,
@@ -233,42 +247,6 @@ class Job:
                 raise
             raise CheckpointError(f"{saved.path} does not hold what a checkpoint does: {error!r}") from None
 
-    def _summary(self) -> RunSummary:
-        recipe, store, run, saved = self.trainer.recipe, self.store, self.run, self.saved
-        notices = list(saved.skipped) if saved else []
-        if saved:
-            notices.append(f"resumed after step {saved.step} of {self.trainer.steps}")
-            before, now = saved.state.get("arithmetic", {}), arithmetic(self.rt)
-            changed = [
-                f"{name} {before[name]} became {now[name]}" for name in now if before.get(name) not in (None, now[name])
-            ]
-            if changed:
-                notices.append(f"{', '.join(changed)}: the run goes on, but not bit for bit")
-        if not store.verified:
-            notices.append("the data are an unverified copy: their checksum is not the published one")
-        if store.name == "digits":
-            notices.append("digits are a small stand-in; CIFAR-10: --dataset cifar10, fetched once, or --data FILE")
-        images = f"{len(self.loader.dataset):,} training, {len(self.eval_loader.dataset):,} {self.evaluated} images"
-        megabytes = store.images.nbytes / 1e6
-        return RunSummary(
-            title=run.title,
-            choices=(
-                *self.rt.reasons,
-                ("placement", f"device: all {megabytes:.0f} MB copied there once; {self.loader.backend} kernel"),
-                (
-                    "data",
-                    f"{store.name}{'' if store.verified else ' (an unverified copy)'}, split {recipe.split}: {images}",
-                ),
-                ("recipe", f"{run.recipe_title}: {describe(recipe, side=min(store.image_shape[:2]))}"),
-                ("net", f"{run.config.arch}, {self.parameters:,} parameters, seed {run.config.seed}"),
-                ("run", str(run.path)),
-            ),
-            epochs=recipe.epochs,
-            steps_per_epoch=len(self.loader),
-            evaluated=self.evaluated,
-            notices=tuple(notices),
-        )
-
     def _finish(self, test: TestStats, warmup_seconds: float) -> FitResult:
         from fastcifar.figures import write_figures  # matplotlib takes a second to import
         from fastcifar.page import write_page
@@ -297,7 +275,7 @@ class Job:
                 title=run.title,
                 config=run.config_json(),
                 environment=self.environment,
-                choices=self._summary().choices,
+                choices=self.summary.choices,
                 history=history,
                 test=test,
                 result=result,

@@ -159,7 +159,7 @@ def test_the_figure_is_the_last_epochs_of_the_validation_images(data: str) -> No
         assert alone.history[-1].evaluated == "validation"
         assert row.accuracies == {1: alone.history[-1].eval_accuracy}
     assert {path.name for path in Path("all").iterdir()} == {
-        *("0-base", "1-without-flip", "ablation.json", "ablation.md", "config.json", "environment.json")
+        *("0-base", "1-without-flip", "ablation.json", "ablation.md", "config.json", "environment.json", ".lock")
     }
     assert Path("all/1-without-flip/seed-1/report.html").exists()
 
@@ -212,6 +212,7 @@ def test_what_failed_or_was_stopped_is_done_again_and_no_more(data: str, monkeyp
     def fail(config: TrainConfig) -> float:
         if config.seed == 1 and config.change:
             os.kill(os.getpid(), signal.SIGINT)
+            raise StoppedError("stopped by SIGINT after step 1 of 4, saved", 130)  # as `fit` does then
         if config.change == ("lr=2",):
             raise FastcifarError("cpu has too little memory")
         return by_seed(config)

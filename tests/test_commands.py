@@ -106,7 +106,7 @@ def test_the_commands_are_listed(capfd: pytest.CaptureFixture[str]) -> None:
     assert "evaluate" in out
     assert main([]) == 2
     assert main(["fly"]) == 2
-    assert "unknown command 'fly': choose from train, convert, evaluate, ablate" in capfd.readouterr().err
+    assert "unknown command 'fly': choose from train, convert, evaluate, verify, ablate" in capfd.readouterr().err
     assert main(["--version"]) == 0
     assert capfd.readouterr().out.startswith("fastcifar 0.")
 

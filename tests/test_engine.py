@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import signal
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from fastcifar.loader import Batch
 from fastcifar.metrics import EpochStats
 from fastcifar.nets import ARCHS, Arch, build_model
 from fastcifar.recipes import RECIPES
-from fastcifar.reporter import NullReporter
+from fastcifar.reporter import NullReporter, RunSummary
 from fastcifar.trainer import Trainer
 from fastcifar.whitening import whiten_
 
@@ -218,6 +219,43 @@ def test_resuming_at_any_step_goes_on_bit_for_bit(
         assert dataclasses.replace(resumed.test, seconds=through.test.seconds) == through.test
         lines = [json.loads(line)["kind"] for line in (out / "metrics.jsonl").read_text().splitlines()]
         assert lines == ["run", "epoch", "epoch", "test"]
+
+
+class Notices(NullReporter):
+    """Remembers the notices of the run's start."""
+
+    def start(self, summary: RunSummary, history: Sequence[EpochStats]) -> None:
+        self.heard = summary.notices
+
+
+def test_a_resumed_run_says_what_its_last_bits_depend_on_and_has_changed(data: str) -> None:
+    threads = torch.get_num_threads()
+    for name, now in (("same", threads), ("other", threads + 1)):
+        with pytest.raises(StoppedError):
+            fit(config(data, out=Path(name)), reporter=StopAfter(2))
+        reporter = Notices()
+        try:
+            torch.set_num_threads(now)
+            fit(TrainConfig(resume=Path(name)), reporter=reporter)
+        finally:
+            torch.set_num_threads(threads)
+        assert reporter.heard[0] == "resumed after step 2 of 12"
+        said = [line for line in reporter.heard if line.endswith("the run goes on, but not bit for bit")]
+        assert len(said) == (name == "other")
+        assert all(f"{threads} threads became" in line and f"{now} threads:" in line for line in said)
+
+
+def test_a_run_says_where_its_data_are(data: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fastcifar.placement._placed", {})
+    fit(config(data, epochs=1, out=Path("run")))
+    line = json.loads(Path("run/metrics.jsonl").read_text().splitlines()[0])
+    assert dict(line["choices"])["placement"].startswith("device: 0 MB of ")
+    monkeypatch.setattr("fastcifar.placement.free_memory", lambda device: 1)
+    monkeypatch.setattr("fastcifar.placement._placed", {})
+    fit(config(data, epochs=1, out=Path("tight")))
+    line = json.loads(Path("tight/metrics.jsonl").read_text().splitlines()[0])
+    assert dict(line["choices"])["placement"].startswith("stream; 0 MB are more than 60% of the 0 MB that are free")
+    assert_equal(weights(Path("run")), weights(Path("tight")))
 
 
 @pytest.mark.parametrize("number", [1, 2, 3])

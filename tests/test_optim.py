@@ -148,7 +148,7 @@ def test_a_skipped_step_moves_nothing_not_even_by_decay(optimizer: Any) -> None:
 
 
 def test_sgd_step_is_nesterovs() -> None:
-    recipe = dataclasses.replace(RECIPES["fast"], momentum=0.5, weight_decay=0.0)
+    recipe = dataclasses.replace(RECIPES["fast"], momentum=0.5, weight_decay=0.0, head_lr=1.0)
     model = torch.nn.Linear(1, 1)
     optimizer = build_optimizer(model, recipe)
     set_learning_rate(optimizer, 0.1)

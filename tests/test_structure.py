@@ -47,9 +47,10 @@ ARROWS: dict[str, set[str]] = {
     "loader": {"batch_op", "data", "kernels", "pipeline", "placement", "runtime"},
     "evaluation": {"loader", "data", "runtime"},
     "trainer": {"averaging", "loader", "evaluation", "optim", "profiling", "reporter", "runtime"},
+    "summary": {"checkpoint", "data", "loader", "recipes", "reporter", "runs", "runtime"},
     "job": {
         *{"trainer", "evaluation", "loader", "data", "nets", "profiling", "reporter", "runtime"},
-        *{"checkpoint", "runs", "recipes", "figures", "page", "whitening"},
+        *{"checkpoint", "runs", "figures", "page", "whitening", "summary"},
     },
     "engine": {
         *{"job", "trainer", "evaluation", "data", "nets", "recipes", "reporter", "runtime", "memory"},
