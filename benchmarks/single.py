@@ -1,7 +1,6 @@
 """One loader in a new process, which says when it has come so far: what `first_batch`, `memory` and `safety` start.
 
     python -m benchmarks.single fastcifar STORE COUNT
-    python -m benchmarks.single unchecked STORE COUNT    # the same without the store's checksums
     python -m benchmarks.single WORKERS STORE COUNT      # the report's Dataset + DataLoader
 
 Says `{"importing": ..}` when torch is imported, then, at each line of input, goes on: `{"first_batch": ..}` with the
@@ -27,9 +26,7 @@ def main(what: str, store: str, count: int) -> None:
 
     _say(importing=time.perf_counter() - started)
     started = time.perf_counter()
-    if what == "unchecked":
-        _check_nothing()
-    iterator = iter(_fastcifar(store) if what in ("fastcifar", "unchecked") else _data_loader(store, count, int(what)))
+    iterator = iter(_fastcifar(store) if what == "fastcifar" else _data_loader(store, count, int(what)))
     next(iterator)
     _say(first_batch=time.perf_counter() - started)
     for _ in iterator:
@@ -48,23 +45,6 @@ def _fastcifar(store: str) -> Iterable[Any]:
 
     augment = Augment(crop=4, flip="random")
     return Loader(ArrayStore(store), batch_size=BATCH_SIZE, augment=augment, drop_last=True)
-
-
-class _Anything(str):
-    """Equals every checksum."""
-
-    __hash__ = str.__hash__
-
-    def __ne__(self, other: object) -> bool:
-        return False
-
-
-def _check_nothing() -> None:
-    from types import SimpleNamespace
-
-    from fastcifar.data import store
-
-    store.xxhash = SimpleNamespace(xxh3_64_hexdigest=lambda content: _Anything())
 
 
 def _data_loader(store: str, count: int, workers: int) -> Iterable[Any]:
