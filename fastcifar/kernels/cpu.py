@@ -144,9 +144,10 @@ class CpuKernel:
 
         Between two batches a loop spends some 20 us in Python: at batch 128 helpers make a seventh of the next in it.
         """
-        launch = self._stage(epoch, start, size, size) if size <= self._most_ahead else None
-        self.forget()
-        if launch is not None and launch.helpers:
+        launch = self._stage(epoch, start, size, size) if size <= self._most_ahead and _helpers(size) else None
+        if self._ahead:
+            self.forget()
+        if launch is not None:
             self._team.post(launch.job, launch.helpers)
             self._ahead.append((launch, self._team.generation))
 
@@ -176,8 +177,7 @@ class CpuKernel:
         images = torch.from_numpy(buffer)
         if self._plan.dtype == "bfloat16":  # NumPy has no such type
             images = images.view(torch.bfloat16)
-        # Below two chunks a thread, waking one (12 us) costs more than it saves.
-        helpers = max(min(torch.get_num_threads(), size // (2 * CHUNK)) - 1, 0)
+        helpers = _helpers(size)
         # ctypes gives zeros, and the address in 0.1 us, where an array's takes 1.6
         words = (ctypes.c_int64 * (SCRATCH + (helpers + 1) * self._scratch_words))(
             self._parameters_at, helpers + 1, epoch, start, size, images.data_ptr(), targets.data_ptr()
@@ -213,6 +213,11 @@ class CpuKernel:
         if self._plan.channels_last:
             return np.empty((rows, height, width, channels), dtype=dtype).transpose(0, 3, 1, 2)
         return np.empty((rows, channels, height, width), dtype=dtype)
+
+
+def _helpers(size: int) -> int:
+    """Threads that help with a batch. Below two chunks a thread, waking one (12 us) costs more than it saves."""
+    return max(min(torch.get_num_threads(), size // (2 * CHUNK)) - 1, 0)
 
 
 class HostOrder:
