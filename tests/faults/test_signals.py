@@ -187,11 +187,13 @@ def test_signals_at_random_moments(undisturbed: Place, monkeypatch: pytest.Monke
     expected, seconds = undisturbed
     seen: set[str] = set()
     count, draw = effort(5), random.Random(0)
-    for moment in range(count):
+    for moment in range(4 * count):
+        if moment >= count and seen >= {"before", "saved"}:
+            break
         number, run = list(STATUS)[moment % 3], f"run-{moment}"
         monkeypatch.setenv("FASTCIFAR_HOME", f"home-{moment}")
         running = Forked(*command(run))
-        time.sleep(seconds * (moment + draw.random()) / count)
+        time.sleep(seconds * (moment % count + draw.random()) / count)
         with contextlib.suppress(ProcessLookupError):
             os.kill(running.pid, number)
         try:
@@ -199,9 +201,11 @@ def test_signals_at_random_moments(undisturbed: Place, monkeypatch: pytest.Monke
         except AssertionError:
             raise AssertionError(f"a hang after moment {moment}: {running.stdout}{running.stderr}") from None
         if status == -number:  # a fork takes a moment until it listens, as the interpreter does
-            assert moment == 0
+            assert moment % count == 0
             continue
         seen.add(goes_on(running, status, run, number, expected))
+        if status == 0:  # a shared machine is now faster than it was
+            seconds *= 0.8
     assert seen >= {"before", "saved"}
 
 
