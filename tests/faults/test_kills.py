@@ -367,8 +367,10 @@ def to_go_on(run: Path) -> TrainConfig:
 
 def test_runs_killed_at_random_end_as_if_nothing_had_been(undisturbed: tuple[dict[str, torch.Tensor], float]) -> None:
     expected, seconds = undisturbed
-    draw, kills = random.Random(0), 0
-    for number in range(effort(3)):
+    draw, kills, most = random.Random(0), 0, effort(3)
+    for number in range(4 * most):
+        if number >= most <= kills:
+            break
         run, limit = Path(f"run-{number}"), 3
         while True:
             config = to_go_on(run)
@@ -380,8 +382,10 @@ def test_runs_killed_at_random_end_as_if_nothing_had_been(undisturbed: tuple[dic
             if end_of(child) == "done":
                 break
             kills += 1
+        if limit == 2:  # done before the first kill: a shared machine is now faster than it was
+            seconds *= 0.8
         assert tiny_runs.equal(tiny_runs.weights(run), expected)
-    assert kills >= effort(3)
+    assert kills >= most
 
 
 def test_runs_killed_between_two_steps_end_as_if_nothing_had_been(
