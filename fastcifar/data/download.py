@@ -23,8 +23,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from fastcifar.data import reach
-from fastcifar.data.reach import Probe
-from fastcifar.errors import DownloadError, OutputError
+from fastcifar.errors import DownloadError, OutputError, one_line
 from fastcifar.publish import publish_json
 
 __all__ = ["Progress", "fetch", "file_sha256"]
@@ -36,7 +35,6 @@ _SLOW, _PATIENCE = 4096, 30.0  # fewer bytes than that in so many seconds, and t
 _TRIES = 6  # an address is asked again while each answer brings the file further
 _MAX_SIZE = 1 << 30
 _PIECE = 1 << 18
-_MAX_WORDS = 200
 _PERIOD = 0.05  # seconds between reports of progress
 # URLError, time-outs and TLS errors are OSErrors; a redirect to a host name that cannot be is a ValueError
 _NETWORK_ERRORS = (OSError, http.client.HTTPException, ValueError)
@@ -66,7 +64,7 @@ class _Wanted:
     part: Path
     size: int | None
     progress: Progress
-    probe: Probe | None = None
+    probe: reach.Probe | None = None
 
     @property
     def notes(self) -> Path:
@@ -123,13 +121,13 @@ def fetch(urls: Sequence[str], target: Path, *, sha256: str, size: int | None, p
     reasons = []
     with _writing(part):
         whole = part.is_file() and part.stat().st_size == size  # needs no network
-        probes = {url: Probe(url) for url in urls if _allowed(url) and not whole}
+        probes = {url: reach.Probe(url) for url in urls if _allowed(url) and not whole}
         begun = time.monotonic()
         free = shutil.disk_usage(part.parent).free
         for url in urls:
             probe = probes.get(url)
             if probe is not None and time.monotonic() - begun > 2 * reach.REACH:  # the network may have changed since
-                probe = Probe(url)
+                probe = reach.Probe(url)
             wanted = _Wanted(url, part, size, progress or (lambda done, total: None), probe)
             if size is not None and free + wanted.have() < size:
                 raise OutputError(f"{part.parent} has {free} bytes free, {target.name} needs {size}")
@@ -188,7 +186,7 @@ def _request(wanted: _Wanted) -> str | None:
     headers = {"Accept-Encoding": "identity", "User-Agent": "fastcifar"}
     if have and etag:
         headers |= {"Range": f"bytes={have}-", "If-Range": etag}
-    probe = wanted.probe or Probe(wanted.url)  # none yet where there was a whole part, which was wrong
+    probe = wanted.probe or reach.Probe(wanted.url)  # none yet where there was a whole part, which was wrong
     if (reason := probe.reason()) is not None:
         return f"cannot be reached: {_words(reason)}"
     opener = urllib.request.build_opener(_Redirects)
@@ -230,8 +228,7 @@ def _request(wanted: _Wanted) -> str | None:
 
 def _words(error: object) -> str:
     """One printable line: servers choose parts of these messages."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return "".join(letter if letter.isprintable() else "?" for letter in text[:_MAX_WORDS])
+    return one_line(error) or type(error).__name__
 
 
 def _number(text: str | None) -> int | None:
