@@ -15,7 +15,7 @@ from typing import NoReturn, TextIO
 
 import fastcifar
 from fastcifar import signals
-from fastcifar.errors import ConfigError, FastcifarError
+from fastcifar.errors import ConfigError, FastcifarError, one_line
 
 __all__ = ["COMMANDS", "entry", "forgive_output", "main"]
 
@@ -134,9 +134,8 @@ def _say(text: str) -> None:
 
 def _complain(text: str, stream: TextIO | None = None) -> None:
     # file names are part of it, and may hold anything, such as a terminal's commands
-    one_line = "".join(letter if letter.isprintable() else "?" for letter in " ".join(text.split()))
     try:
-        (stream or sys.stderr).write(f"fastcifar: {one_line}\n")
+        (stream or sys.stderr).write(f"fastcifar: {one_line(text, longest=len(text))}\n")
     except (
         OSError,
         ValueError,
