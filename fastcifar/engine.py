@@ -6,6 +6,7 @@ Nothing in an epoch waits for the device; its sums are read once, at its end.
     result.test.accuracy
 """
 
+import contextlib
 import dataclasses
 import json
 from pathlib import Path
@@ -14,11 +15,12 @@ from fastcifar import checkpoint, memory, runs, runtime, signals
 from fastcifar.config import Recipe, TrainConfig
 from fastcifar.data.datasets import open_store, set_aside
 from fastcifar.data.store import ArrayStore
-from fastcifar.errors import CheckpointError, DamagedStoreError, DataError, FastcifarError
+from fastcifar.errors import CheckpointError, ConfigError, DamagedStoreError, DataError, FastcifarError, RankLostError
 from fastcifar.evaluation import eval_loader, evaluate, test_stats
 from fastcifar.job import FitResult, Job
 from fastcifar.metrics import TestStats
 from fastcifar.nets import build_model, check_image_size, find_arch
+from fastcifar.ranks import Ranks, joined
 from fastcifar.recipes import resolve
 from fastcifar.reporter import JsonLinesReporter, NullReporter, Reporter, TeeReporter
 from fastcifar.trainer import load_weights, train_epoch
@@ -29,6 +31,9 @@ __all__ = ["FitResult", "evaluate", "evaluate_run", "fit", "open_data", "train_e
 def fit(config: TrainConfig, *, reporter: Reporter | None = None) -> FitResult:
     """Train as `config` says and write the run's folder; with `config.resume`, go on with a stopped run.
 
+    Under torchrun the processes train together, each on a part of every batch: the run is that of one process, but for
+    rounding. The first of them writes and reports.
+
     Args:
         config: the options.
         reporter: hears how it goes; None for silence. metrics.jsonl is written either way.
@@ -37,31 +42,68 @@ def fit(config: TrainConfig, *, reporter: Reporter | None = None) -> FitResult:
         ConfigError, DataError, OutputError, CheckpointError: before training, each with one clear line.
         DivergedError: the loss stopped being finite; the last good checkpoint is kept.
         StoppedError: SIGINT, SIGTERM or SIGHUP came; a checkpoint was written first, but before the first step.
+        RankLostError: another of the processes under torchrun has ended; the last checkpoint is kept.
     """
-    with signals.catch_stop() as stop:
-        return _fit(config, reporter or NullReporter(), stop)
+    with signals.catch_stop() as stop, joined(config.device) as ranks:
+        return _fit(config, (reporter if ranks.first else None) or NullReporter(), stop, ranks)
 
 
-def _fit(config: TrainConfig, reporter: Reporter, stop: signals.StopRequest) -> FitResult:
+def _fit(config: TrainConfig, reporter: Reporter, stop: signals.StopRequest, ranks: Ranks) -> FitResult:
+    config = _after_restart(config, ranks)
     resumed = runs.reopen(config.resume, config) if config.resume is not None else None
     config = resumed.config if resumed else config
     recipe = resumed.recipe if resumed else resolve(config)
     _check(config, recipe)
-    rt = runtime.choose(config)
-    run = resumed or runs.create(config, recipe)
+    rt = runtime.choose(config, ranks)
+    run = resumed or _create(config, recipe, ranks)
     if rt.device.type == "cpu":
         memory.keep_freed()
-    with run.claimed(new=resumed is None):
+    with run.claimed(new=resumed is None) if ranks.first else contextlib.nullcontext():
         saved = checkpoint.load_newest(run.checkpoints) if resumed else None
+        if saved is not None and (step := ranks.tell(str(saved.step))) != str(saved.step):
+            raise CheckpointError(f"{saved.path} is not the checkpoint of step {step}, which the first rank found")
         try:
-            return _train(run, rt, saved, reporter, stop)
-        except runtime.OutOfMemoryError as error:
+            return _train(run, rt, saved, reporter, stop, ranks)
+        except RankLostError as error:
+            if not ranks.first:
+                raise
             run.discard()
+            kept = f"; {run.go_on()}" if checkpoint.saved(run.checkpoints) else "; nothing was saved"
+            raise RankLostError(f"{error}{kept}") from None
+        except runtime.OutOfMemoryError as error:
+            _discard(run, ranks)
             reason = str(error).split(". ")[0]
             raise FastcifarError(f"{rt.device} has too little memory ({reason}): try a smaller --batch-size") from None
         except BaseException:
-            run.discard()
+            _discard(run, ranks)
             raise
+
+
+def _discard(run: runs.Run, ranks: Ranks) -> None:
+    if ranks.first:
+        run.discard()
+
+
+def _create(config: TrainConfig, recipe: Recipe, ranks: Ranks) -> runs.Run:
+    """The folder of a new run, which the first rank makes."""
+    if ranks.may_restart and config.out is None:
+        raise ConfigError("out must be given where torchrun may restart the ranks: by it the run is found again")
+    if not ranks.first:
+        return runs.Run(path=Path(ranks.tell("")), config=config, recipe=recipe)
+    run = runs.create(config, recipe)
+    ranks.tell(str(run.path))
+    return run
+
+
+def _after_restart(config: TrainConfig, ranks: Ranks) -> TrainConfig:
+    """The options with which torchrun's restart goes on: from the newest checkpoint, or from the beginning."""
+    if config.out is None or not ranks.restarted:
+        return config
+    if ranks.first and not checkpoint.saved(config.out / "checkpoints"):
+        with contextlib.suppress(CheckpointError, ConfigError):
+            runs.reopen(config.out, config).discard()
+    found = ranks.tell("saved" if ranks.first and checkpoint.saved(config.out / "checkpoints") else "")
+    return dataclasses.replace(config, out=None, resume=config.out) if found else config
 
 
 def _train(
@@ -70,17 +112,19 @@ def _train(
     saved: checkpoint.Checkpoint | None,
     reporter: Reporter,
     stop: signals.StopRequest,
+    ranks: Ranks,
 ) -> FitResult:
     def job(store: ArrayStore) -> Job:
-        record = JsonLinesReporter(run.path / "metrics.jsonl")  # first: what it cannot keep is not announced
-        return Job(run, rt, store, TeeReporter(record, reporter), saved)
+        # first: what it cannot keep is not announced
+        record = JsonLinesReporter(run.path / "metrics.jsonl") if ranks.first else NullReporter()
+        return Job(run, rt, store, TeeReporter(record, reporter), saved, ranks)
 
     with stop.at_once(run.before_training(resumed=saved is not None)):
         store = (_recorded_store(run) if saved else None) or open_data(run.config, reporter)
         try:
             made = job(store)
         except DamagedStoreError as error:  # its bytes are checked when they are first copied
-            if not set_aside(store, error):
+            if ranks.size > 1 or not set_aside(store, error):
                 raise
             made = job(open_data(run.config, reporter))
     return made.train(stop)

@@ -15,6 +15,7 @@ __all__ = [
     "DownloadError",
     "FastcifarError",
     "OutputError",
+    "RankLostError",
     "StoppedError",
     "one_line",
 ]
@@ -54,6 +55,12 @@ class DivergedError(FastcifarError):
     """Training produced a loss that is not finite."""
 
     exit_status = 3
+
+
+class RankLostError(FastcifarError):
+    """Another of the processes that train a run together has ended."""
+
+    exit_status = 4
 
 
 class StoppedError(FastcifarError):

@@ -18,6 +18,7 @@ from fastcifar.config import Recipe, Tta
 from fastcifar.data.store import ArrayStore
 from fastcifar.loader import Loader
 from fastcifar.metrics import TestStats, Totals
+from fastcifar.ranks import ALONE, Ranks
 from fastcifar.runtime import Runtime
 from fastcifar.signals import StopRequest
 
@@ -91,6 +92,7 @@ def evaluate(
     size: int | None = None,
     tta: Tta = "none",
     stop: StopRequest | None = None,
+    ranks: Ranks = ALONE,
 ) -> Evaluation:
     """Evaluate in eval mode: each sample counts once, and no running statistic moves.
 
@@ -101,6 +103,7 @@ def evaluate(
         size: side in pixels to which the images are reduced; None for their own.
         tta: test-time augmentation, whose accuracy is found beside the plain one.
         stop: looked at between batches.
+        ranks: that evaluate together, each its part of each batch of its `loader`; all find the same.
     """
 
     def predict(images: Tensor) -> Tensor:
@@ -111,7 +114,7 @@ def evaluate(
     started = time.perf_counter()
     was_training = model.training
     model.eval()
-    totals, tta_totals = Totals(runtime.device), Totals(runtime.device)
+    totals, tta_totals = (Totals(runtime.device, everywhere=ranks.sum_no_sync) for _ in range(2))
     predictions, truth = [], []
     try:
         for step in range(len(loader)):
@@ -123,35 +126,45 @@ def evaluate(
                 tta_totals.add_no_sync(tta_logits(predict, images, logits, tta), labels)
             predictions.append(logits.argmax(1))
             truth.append(labels)
-            if stop is not None and stop.signum is not None:
-                raise StopSeenError(stop.signum)
+            if (signum := ranks.asked(stop)) is not None:
+                raise StopSeenError(signum)
     finally:
         model.train(was_training)
     loss, accuracy, _ = totals.read()
-    labels = torch.cat(truth).cpu()
+    found, labels = (_in_order(parts, ranks) for parts in (predictions, truth))
     real = labels >= 0  # the last batch was padded
     return Evaluation(
         loss=loss,
         accuracy=accuracy,
         seconds=time.perf_counter() - started,
-        predictions=torch.cat(predictions).cpu()[real],
+        predictions=found[real],
         labels=labels[real],
         tta=tta,
         tta_accuracy=tta_totals.read()[1] if tta != "none" else None,
     )
 
 
-def eval_loader(store: ArrayStore, split: str, recipe: Recipe, runtime: Runtime) -> Loader:
-    """A split in order, without augmentation, scaled as in training; its last batch is padded and masked."""
+def _in_order(parts: list[Tensor], ranks: Ranks) -> Tensor:
+    """Each batch's rows of all ranks, int64[N] on the CPU: a rank has the rows behind those of the one before it."""
+    return ranks.gather_no_sync(torch.stack(parts)).transpose(0, 1).reshape(-1).cpu()
+
+
+def eval_loader(store: ArrayStore, split: str, recipe: Recipe, runtime: Runtime, *, ranks: Ranks = ALONE) -> Loader:
+    """A split in order, without augmentation, scaled as in training; its last batch is padded and masked.
+
+    Each of `ranks` gets its part of each batch, padded to the same size.
+    """
     return Loader(
         store,
         split=split,
-        batch_size=_BATCH,
+        batch_size=_BATCH * ranks.size,
         scaling=recipe.scaling,
         device=runtime.device,
         channels_last=runtime.memory_format == torch.channels_last,
         order="sequential",
         pad_last=True,
+        rank=ranks.rank,
+        world_size=ranks.size,
     )
 
 

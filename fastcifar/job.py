@@ -21,6 +21,7 @@ from fastcifar.loader import Loader
 from fastcifar.metrics import EpochStats, LossNotFiniteError, TestStats, not_finite
 from fastcifar.nets import build_model, count_parameters
 from fastcifar.profiling import StepProfiler
+from fastcifar.ranks import ALONE, Ranks
 from fastcifar.reporter import Reporter, RunResult
 from fastcifar.runtime import Runtime, arithmetic, environment, is_compile_error, seed_everything
 from fastcifar.signals import StopRequest
@@ -44,11 +45,18 @@ class FitResult:
 
 
 class Job:
-    """One run, from its data to its pictures."""
+    """One run, from its data to its pictures; of several ranks that make it together, the first writes them."""
 
     def __init__(
-        self, run: runs.Run, rt: Runtime, store: ArrayStore, reporter: Reporter, saved: checkpoint.Checkpoint | None
+        self,
+        run: runs.Run,
+        rt: Runtime,
+        store: ArrayStore,
+        reporter: Reporter,
+        saved: checkpoint.Checkpoint | None,
+        ranks: Ranks = ALONE,
     ) -> None:
+        self.ranks = ranks
         self.run, self.rt, self.store, self.reporter, self.saved = run, rt, store, reporter, saved
         config, recipe = run.config, run.recipe
         self.evaluated = "validation" if f"{recipe.split}/validation" in store.split_names() else "test"
@@ -62,15 +70,21 @@ class Job:
             device=rt.device,
             channels_last=config.channels_last,
             drop_last=recipe.drop_last,
+            rank=ranks.rank,
+            world_size=ranks.size,
         )
         if f"{recipe.split}/test" not in store.split_names():
             raise ConfigError(f"{store.name} has no test images in split {recipe.split!r}: convert it with a test part")
         images = len(self.loader.dataset)
         if len(self.loader) == 0:
             raise ConfigError(f"batch_size {recipe.batch_size} is more than the {images} training images")
-        if not recipe.drop_last and images % recipe.batch_size == 1:
-            raise ConfigError(f"batch_size {recipe.batch_size} leaves one of {images} images over: choose another")
-        self.eval_loader = eval_loader(store, f"{recipe.split}/{self.evaluated}", recipe, rt)
+        if recipe.batch_size < ranks.size:
+            raise ConfigError(f"batch_size {recipe.batch_size} is less than an image for each of {ranks.size} ranks")
+        left = images % recipe.batch_size
+        if not recipe.drop_last and 0 < left < max(2, ranks.size):  # BatchNorm needs two samples, each rank one
+            short = f"leaves {left if left > 1 else 'one'} of {images} images over"
+            raise ConfigError(f"batch_size {recipe.batch_size} {short}: choose another")
+        self.eval_loader = eval_loader(store, f"{recipe.split}/{self.evaluated}", recipe, rt, ranks=ranks)
         steps = recipe.epochs * len(self.loader)
         if recipe.averaging != "none" and recipe.averaging_every > steps:
             raise ConfigError(f"averaging_every {recipe.averaging_every} is more than the run's {steps} steps")
@@ -84,9 +98,11 @@ class Job:
                 whiten_(convolution, first_images(eval_loader(store, f"{recipe.split}/train", recipe, rt)))
             convolution.weight.requires_grad_(recipe.whiten != "frozen")
         self.whiten_seconds = time.perf_counter() - started
-        self.trainer = Trainer(model, recipe, rt, steps=steps)
+        self.trainer = Trainer(model, recipe, rt, steps=steps, ranks=ranks)
         self.saver = checkpoint.Saver(run.checkpoints)
-        self.profiler = StepProfiler(run.path / "profile", rt.device, tell=reporter.message, enabled=config.profile)
+        self.profiler = StepProfiler(
+            run.path / "profile", rt.device, tell=reporter.message, enabled=config.profile and ranks.first
+        )
         self.history: list[EpochStats] = []
         self.epoch = 0  # the running one, from 0
         self.elapsed = 0.0  # seconds of it before the run was stopped and resumed
@@ -108,7 +124,8 @@ class Job:
     def train(self, stop: StopRequest) -> FitResult:
         """Train what is left, then evaluate on the test images and write everything."""
         run, recipe, reporter = self.run, self.trainer.recipe, self.reporter
-        run.write(self.environment, resumed=self.saved is not None)
+        if self.ranks.first:
+            run.write(self.environment, resumed=self.saved is not None)
         try:
             reporter.start(self.summary, self.history)
             warmup_seconds = self.whiten_seconds + self._warm_up(stop)
@@ -185,20 +202,22 @@ class Job:
         self.reporter.evaluate_start(part)
         loader = self.eval_loader
         if part != self.evaluated:
-            loader = eval_loader(self.store, f"{self.trainer.recipe.split}/{part}", self.trainer.recipe, self.rt)
+            split = f"{self.trainer.recipe.split}/{part}"
+            loader = eval_loader(self.store, split, self.trainer.recipe, self.rt, ranks=self.ranks)
         with self.trainer.evaluating():
-            return evaluate(self.trainer.model, loader, self.rt, size=size, tta=tta, stop=stop)
+            return evaluate(self.trainer.model, loader, self.rt, size=size, tta=tta, stop=stop, ranks=self.ranks)
 
     def _warm_up(self, stop: StopRequest) -> float:
         """Compile what is compiled on first use; training times are free of it. Seconds taken."""
         started = time.perf_counter()
-        batches = [self.loader.batch(0, step) for step in sorted({0, len(self.loader) - 1})]
+        images, size = len(self.loader.dataset), self.loader.batch_size
+        last = [len(self.loader) - 1] * (images % size > 0 and not self.loader.drop_last)  # is short
+        batches = [self.loader.batch(0, step) for step in dict.fromkeys([0, *last])]
         if self.rt.compile or self.rt.device.type == "cuda":
-            by_length = {len(batch.labels): batch for batch in batches}  # the last may be short
             evaluation = self.eval_loader.batch(0, 0).images
             try:
                 with stop.at_once(self.run.before_training(resumed=self.saved is not None)):  # it may take minutes
-                    self.trainer.warm_up(tuple(by_length.values()), evaluation)
+                    self.trainer.warm_up(batches, evaluation)
             except Exception as error:
                 if not is_compile_error(error):
                     raise
@@ -220,6 +239,8 @@ class Job:
         weights, training = self.trainer.weights(), self.trainer.tensors()
         if not_finite({**weights, **training}):
             raise self._diverged("the weights stopped being finite", self.trainer.step)
+        if not self.ranks.first:
+            return
         self.saver.save(
             step=self.trainer.step,
             model=weights,
@@ -248,9 +269,6 @@ class Job:
             raise CheckpointError(f"{saved.path} does not hold what a checkpoint does: {error!r}") from None
 
     def _finish(self, test: TestStats, warmup_seconds: float) -> FitResult:
-        from fastcifar.figures import write_figures  # matplotlib takes a second to import
-        from fastcifar.page import write_page
-
         run, history = self.run, tuple(self.history)
         train_seconds = sum(stats.train_seconds for stats in history)
         page = run.path / "report.html"
@@ -269,6 +287,16 @@ class Job:
                 ("report", str(page)),
             ),
         )
+        if self.ranks.first:
+            self._write_pages(page, test, result)
+        self.reporter.finish(result)
+        return FitResult(path=run.path, history=history, test=test, run=result)
+
+    def _write_pages(self, page: Path, test: TestStats, result: RunResult) -> None:
+        from fastcifar.figures import write_figures  # matplotlib takes a second to import
+        from fastcifar.page import write_page
+
+        run, history = self.run, tuple(self.history)
         with run.writing():
             write_page(
                 page,
@@ -281,5 +309,3 @@ class Job:
                 result=result,
                 figures=write_figures(run.path / "figures", history, test, title=run.title),
             )
-        self.reporter.finish(result)
-        return FitResult(path=run.path, history=history, test=test, run=result)

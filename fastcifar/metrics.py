@@ -8,7 +8,7 @@ Nothing here waits for the device except `Totals.read`, `LossWatch.check` and `n
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -72,10 +72,18 @@ class Totals:
     Args:
         device: where the sums are.
         lenient: a batch whose loss is not finite doesn't count: its step changes no weight under gradient scaling.
+        everywhere: where several processes sum, makes the sum of all of each process's tensors; see `Ranks`.
     """
 
-    def __init__(self, device: torch.device, *, lenient: bool = False) -> None:
+    def __init__(
+        self,
+        device: torch.device,
+        *,
+        lenient: bool = False,
+        everywhere: Callable[[Sequence[Tensor]], Sequence[Tensor]] = lambda tensors: tensors,
+    ) -> None:
         self._lenient = lenient
+        self._everywhere = everywhere
         # float64 where the device has it (Apple's MPS has not): 10^4 losses summed in float32 lose digits
         self._precision = torch.float32 if device.type == "mps" else torch.float64
         self.loss = torch.zeros((), dtype=self._precision, device=device)
@@ -101,14 +109,16 @@ class Totals:
 
     def read(self) -> tuple[float, float, int]:
         """Mean loss, accuracy and number of samples. Waits for the device."""
-        samples = int(self.samples)
+        sums = self.state_dict()
+        samples = int(sums["samples"])
         if samples == 0:
             return float("nan"), float("nan"), 0
-        return float(self.loss) / samples, int(self.correct) / samples, samples
+        return float(sums["loss"]) / samples, int(sums["correct"]) / samples, samples
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The three sums, to go on from within an epoch."""
-        return {"loss": self.loss, "correct": self.correct, "samples": self.samples}
+        """The three sums, of all processes, to go on from within an epoch."""
+        (loss,), (correct, samples) = self._everywhere([self.loss]), self._everywhere([self.correct, self.samples])
+        return {"loss": loss, "correct": correct, "samples": samples}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Take over sums saved by `state_dict`."""

@@ -23,7 +23,7 @@ import filelock
 
 from fastcifar.config import Recipe, TrainConfig
 from fastcifar.errors import CheckpointError, ConfigError, OutputError, one_line
-from fastcifar.publish import publish_json
+from fastcifar.publish import publish_json, remove_stale
 
 if TYPE_CHECKING:  # it waits for torch
     from fastcifar.checkpoint import Checkpoint
@@ -153,6 +153,7 @@ class Run:
                 (self.path / name).unlink(missing_ok=True)
             for name in ("profile", "checkpoints"):
                 shutil.rmtree(self.path / name, ignore_errors=True)
+            remove_stale(self.path)
             self._remove_made()
 
     def _remove_made(self) -> None:

@@ -22,6 +22,7 @@ import torch
 
 from fastcifar.config import TrainConfig
 from fastcifar.errors import ConfigError
+from fastcifar.ranks import ALONE, Ranks
 
 __all__ = [
     "OutOfMemoryError",
@@ -50,7 +51,8 @@ class Runtime:
         scale_gradients: whether float16 gradients need a GradScaler.
         memory_format: of images and filters.
         compile: whether the net is compiled.
-        reasons: (what, choice and why) for device, precision, layout and compile.
+        reasons: (what, choice and why) for device, precision, layout and compile, and for several ranks.
+        ranks: how many processes train together.
     """
 
     device: torch.device
@@ -59,6 +61,7 @@ class Runtime:
     memory_format: torch.memory_format
     compile: bool
     reasons: tuple[tuple[str, str], ...]
+    ranks: int = 1
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The context for a forward pass."""
@@ -67,17 +70,23 @@ class Runtime:
         return torch.autocast(self.device.type, dtype=self.precision)
 
 
-def choose(config: TrainConfig) -> Runtime:
-    """Choose for this machine what `config` leaves open.
+def choose(config: TrainConfig, ranks: Ranks = ALONE) -> Runtime:
+    """Choose for this machine, and this rank, what `config` leaves open.
 
     Raises:
         ConfigError: the device is not there, or cannot do what was forced.
     """
     device = find_device(config.device)
+    if ranks.size > 1 and device.type == "cuda":
+        if config.device not in ("auto", "cuda"):
+            raise ConfigError(f"device {config.device} cannot be used by {ranks.size} ranks: use cuda, a GPU for each")
+        device = find_device(f"cuda:{ranks.local}")
+        torch.cuda.set_device(device)  # NCCL's collectives are on the current one
     precision, precision_reason = _precision(config, device)
     memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
     layout = "channels-last" if config.channels_last else "contiguous (channels first), as --no-channels-last asks"
-    compiled, compile_reason = _compile(config, device)
+    compiled, compile_reason = _compile(config, device, ranks)
+    joined_by = "NCCL" if device.type == "cuda" else "gloo"
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = True  # shapes are static: the search pays
     return Runtime(
@@ -91,7 +100,9 @@ def choose(config: TrainConfig) -> Runtime:
             ("precision", precision_reason),
             ("layout", layout),
             ("compile", compile_reason),
+            *([("ranks", f"{ranks.size}, each with a part of every batch, joined by {joined_by}")] * (ranks.size > 1)),
         ),
+        ranks=ranks.size,
     )
 
 
@@ -154,9 +165,11 @@ def _precision(config: TrainConfig, device: torch.device) -> tuple[torch.dtype, 
     return torch.float32, f"float32, though --amp: not known to gain on {device.type}; --amp-dtype forces it"
 
 
-def _compile(config: TrainConfig, device: torch.device) -> tuple[bool, str]:
+def _compile(config: TrainConfig, device: torch.device, ranks: Ranks) -> tuple[bool, str]:
     if config.compile != "auto":
         return config.compile == "on", f"{config.compile}, as --compile {config.compile} asks"
+    if ranks.size > 1:
+        return False, "off: with several ranks every BatchNorm would break the graph"
     if device.type == "cuda":
         major, minor = torch.cuda.get_device_capability(device)
         if major < 7:
@@ -233,6 +246,7 @@ def arithmetic(runtime: Runtime) -> dict[str, str]:
         "precision": str(runtime.precision).removeprefix("torch."),
         "compile": "on" if runtime.compile else "off",
         "torch": torch.__version__,
+        "ranks": str(runtime.ranks),
     }
 
 

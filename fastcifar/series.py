@@ -19,6 +19,7 @@ from fastcifar import runs, runtime
 from fastcifar.config import TrainConfig
 from fastcifar.errors import CheckpointError, ConfigError, StoppedError, one_line
 from fastcifar.publish import publish_bytes, publish_json
+from fastcifar.ranks import asked_for
 from fastcifar.recipes import resolve
 
 __all__ = ["Series", "open_series"]
@@ -102,8 +103,11 @@ def open_series(config: TrainConfig, *, record: str, kind: str) -> Iterator[Seri
     Raises:
         OutputError: it cannot be made, or another process works on it.
         CheckpointError: it is no such folder, its files are damaged, or the recipe is no longer what it was.
-        ConfigError: `config` asks for something else than the runs were started with, or names no recipe.
+        ConfigError: `config` asks for something else than the runs were started with, or names no recipe; or this is
+            one of several ranks.
     """
+    if (ranks := asked_for()) > 1:
+        raise ConfigError(f"several runs cannot be trained by {ranks} ranks: start them without torchrun")
     if config.resume is None:
         run = runs.create(config, resolve(config), kind=kind)
         stored = {}

@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from fastcifar.averaging import Averaging
 from fastcifar.config import Recipe
@@ -21,6 +22,8 @@ from fastcifar.loader import Batch, Loader
 from fastcifar.metrics import LossWatch, Totals
 from fastcifar.optim import build_optimizer, learning_rate, resolution, set_learning_rate
 from fastcifar.profiling import phase_scope, scoped_batches
+from fastcifar.rank_norm import share_norms
+from fastcifar.ranks import ALONE, Ranks
 from fastcifar.reporter import Reporter
 from fastcifar.runtime import Runtime
 from fastcifar.signals import StopRequest
@@ -39,17 +42,21 @@ class Trainer:
         recipe: optimiser, schedules, loss, averaging, and the momentum of every BatchNorm.
         runtime: device, precision, layout.
         steps: in the whole run, for the schedules.
+        ranks: that take each step together, each on its part of the batch. All begin with the first's net.
     """
 
-    def __init__(self, model: nn.Module, recipe: Recipe, runtime: Runtime, *, steps: int) -> None:
+    def __init__(self, model: nn.Module, recipe: Recipe, runtime: Runtime, *, steps: int, ranks: Ranks = ALONE) -> None:
+        share_norms(model, ranks)
         self.model = model.to(runtime.device, memory_format=runtime.memory_format)  # type: ignore[call-overload]
         self.recipe = recipe
         self.runtime = runtime
+        self.ranks = ranks
         self.steps = steps
         self.step = 0  # done
         for module in model.modules():
-            if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+            if isinstance(module, _BatchNorm):
                 module.momentum = recipe.norm_momentum
+        ranks.copy_first_no_sync(self.model.state_dict().values())
         self.optimizer = build_optimizer(model, recipe)
         self.averaging = Averaging(model, recipe, steps=steps)
         self.scaler = torch.amp.GradScaler(runtime.device.type, enabled=runtime.scale_gradients)
@@ -60,10 +67,11 @@ class Trainer:
 
     def start_epoch(self) -> None:
         """Begin to sum anew."""
-        self.totals = Totals(self.runtime.device, lenient=self.runtime.scale_gradients)
+        lenient = self.runtime.scale_gradients
+        self.totals = Totals(self.runtime.device, lenient=lenient, everywhere=self.ranks.sum_no_sync)
 
     def step_no_sync(self, images: Tensor, labels: Tensor) -> None:
-        """One optimiser step on one batch.
+        """One optimiser step on one batch, or on this rank's part of it.
 
         Args:
             images: floating [B, C, H, W].
@@ -74,11 +82,13 @@ class Trainer:
         """
         set_learning_rate(self.optimizer, self.learning_rate(self.step))
         logits, loss = self._loss(images, labels, self.resolution(self.step))
+        loss, own = self.ranks.share_loss_no_sync(loss, len(labels))
         self.watch.add_no_sync(self.step + 1, loss)
         if loss.device.type == "cpu":
             self.watch.check()
         with phase_scope("backward"):
-            torch.autograd.backward(self.scaler.scale(loss))
+            torch.autograd.backward(self.scaler.scale(own))
+            self.ranks.sum_gradients_no_sync(self.model.parameters())
         with phase_scope("optimiser"):
             self.scaler.step(self.optimizer)
             self.scaler.update()
@@ -171,7 +181,9 @@ class Trainer:
             scaler["scale"] = float(training["scaler.scale"])
             scaler["_growth_tracker"] = int(training["scaler.growth"])
             self.scaler.load_state_dict(scaler)
-        self.totals.load_state_dict({name: training[f"metrics.{name}"] for name in self.totals.state_dict()})
+        sums = {name: training[f"metrics.{name}"] for name in self.totals.state_dict()}
+        if self.ranks.first:  # they are all ranks' together
+            self.totals.load_state_dict(sums)
         self.step = step
 
 
@@ -213,15 +225,15 @@ def train_epoch(
         StopSeenError: `stop` was asked for.
     """
     trainer.model.train()
-    started, seen = time.perf_counter(), 0
-    first, steps = int(loader.state_dict()["step"]), len(loader)
+    started, signum = time.perf_counter(), None
+    first, steps, images_in_all = int(loader.state_dict()["step"]), len(loader), len(loader.dataset)
     for done, (images, labels) in enumerate(scoped_batches(loader), first + 1):
         trainer.step_no_sync(images, labels)
-        seen += len(labels)
+        seen = min(done * loader.batch_size, images_in_all) - first * loader.batch_size
         reporter.train_step(done, steps, seen / (time.perf_counter() - started))
         step_done()
-        if stop is not None and stop.signum is not None:
+        if signum := trainer.ranks.asked(stop):
             break
     trainer.watch.check()
-    if stop is not None and stop.signum is not None:
-        raise StopSeenError(stop.signum)
+    if signum is not None:
+        raise StopSeenError(signum)
