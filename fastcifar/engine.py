@@ -44,7 +44,7 @@ def fit(config: TrainConfig, *, reporter: Reporter | None = None) -> FitResult:
         StoppedError: SIGINT, SIGTERM or SIGHUP came; a checkpoint was written first, but before the first step.
         RankLostError: another of the processes under torchrun has ended; the last checkpoint is kept.
     """
-    with signals.catch_stop() as stop, joined(config.device) as ranks:
+    with signals.catch_stop() as stop, joined(config.device, stop) as ranks:
         return _fit(config, (reporter if ranks.first else None) or NullReporter(), stop, ranks)
 
 

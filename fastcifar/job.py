@@ -138,6 +138,7 @@ class Job:
         except StopSeenError as seen:
             self._save()
             self.saver.wait()
+            self.ranks.tell("saved")  # torchrun signals the others as soon as one has ended: a second signal, to some
             raise StoppedError(
                 f"stopped by {seen.signum.name} after step {self.trainer.step} of {self.trainer.steps}, saved; "
                 f"{run.go_on()}",

@@ -8,7 +8,7 @@ Gradients are summed as one flat buffer after the backward pass, and not with Di
 others in the first step after a start than in the later ones: with three ranks or more the sums would be too, in their
 last bits, and a resumed run would not go on bit for bit.
 
-    with joined("cpu") as ranks:
+    with joined("cpu", StopRequest()) as ranks:
         loss, share = ranks.share_loss_no_sync(loss, len(labels))
         share.backward()
         ranks.sum_gradients_no_sync(model.parameters())
@@ -35,6 +35,7 @@ __all__ = ["ALONE", "Ranks", "asked_for", "joined"]
 
 _NEEDED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 _GLANCE = 0.02  # seconds between two looks at who has come
+_DECISION = 2.0  # seconds in which the first rank, if it is there, lets the others go
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,14 +158,16 @@ def asked_for() -> int:
 
 
 @contextlib.contextmanager
-def joined(device: str) -> Iterator[Ranks]:
+def joined(device: str, stop: StopRequest) -> Iterator[Ranks]:
     """Join the other ranks that torchrun started, for a block; a process group that is there already is used as it is.
 
     Args:
         device: what they compute on, as in `TrainConfig`: NCCL joins GPUs, gloo CPUs.
+        stop: looked at while the others have not come.
 
     Raises:
         ConfigError: torchrun's variables are wrong, or the ranks cannot find each other.
+        StoppedError: a signal came before all had met.
     """
     size = asked_for()
     if size == 1:
@@ -175,7 +178,7 @@ def joined(device: str) -> Iterator[Ranks]:
         on_gpus = torch.cuda.is_available() and device.startswith(("auto", "cuda"))
         try:
             store, rank, _ = next(dist.rendezvous("env://"))  # type: ignore[attr-defined]
-            store = dist.PrefixStore(_meeting(store, rank, size), store)  # type: ignore[attr-defined]
+            store = dist.PrefixStore(_meeting(store, rank, size, stop), store)  # type: ignore[attr-defined]
             backend = "cpu:gloo,cuda:nccl" if on_gpus else "gloo"
             dist.init_process_group(backend, store=store, rank=rank, world_size=size)
         except (RuntimeError, ValueError) as error:
@@ -193,26 +196,46 @@ def joined(device: str) -> Iterator[Ranks]:
             dist.destroy_process_group()
 
 
-def _meeting(store: Any, rank: int, size: int) -> str:
+def _meeting(store: Any, rank: int, size: int, stop: StopRequest) -> str:
     """A name that the ranks of this start have in common, and those of no other.
 
     torchrun's store is the same for all its restarts, and ranks would look for each other where those before them were
-    (seen with torch 2.13). So each leaves a number that is new, until the first has read all of them and all know it.
+    (seen with torch 2.13). So each leaves a number that is new; once all know the first's, the first lets them go.
+    Until then a signal ends the waiting; who has gone on connects in C++, where none is heard, so that all must come.
     """
-    own, deadline = uuid.uuid4().hex, time.monotonic() + dist.default_pg_timeout.total_seconds()
+    own, others = uuid.uuid4().hex, range(1, size)
+    deadline = time.monotonic() + dist.default_pg_timeout.total_seconds()
     store.set(f"came {rank}", own)
-    while time.monotonic() < deadline:
-        if rank == 0:
-            store.set("seen", " ".join(store.get(f"came {other}").decode() for other in range(size)))
-            if store.check([f"{own} {other}" for other in range(1, size)]):
-                return own
-        else:
-            seen: list[str] = store.get("seen").decode().split()
-            if seen[rank] == own:
-                store.set(f"{seen[0]} {rank}", "knows")
-                return seen[0]
+
+    def pause() -> None:
         time.sleep(_GLANCE)
-    raise RuntimeError(f"they waited for {dist.default_pg_timeout}")
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"waited for {dist.default_pg_timeout}")
+        if stop.signum is not None:
+            with stop.at_once("before training began; nothing was saved"):
+                pass
+
+    if rank == 0:
+        while not store.check([f"{own} {other}" for other in others]):
+            if store.check([f"came {other}" for other in others]):  # at first perhaps in an earlier start
+                store.set("seen", " ".join([own, *(store.get(f"came {other}").decode() for other in others)]))
+            pause()
+        store.set(f"{own} go", "")
+        return own
+    seen = [""] * size
+    while seen[rank] != own:
+        pause()
+        if store.check(["seen"]):
+            seen = store.get("seen").decode().split()
+    store.set(f"{seen[0]} {rank}", "knows")
+    patience = _DECISION
+    while not store.check([f"{seen[0]} go"]):
+        if stop.signum is None or patience < 0:
+            pause()
+        else:  # the first may be about to go, if it is there
+            time.sleep(_GLANCE)
+            patience -= _GLANCE
+    return seen[0]
 
 
 def _number(name: str, default: int) -> int:

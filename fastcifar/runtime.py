@@ -165,7 +165,7 @@ def _precision(config: TrainConfig, device: torch.device) -> tuple[torch.dtype, 
     return torch.float32, f"float32, though --amp: not known to gain on {device.type}; --amp-dtype forces it"
 
 
-def _compile(config: TrainConfig, device: torch.device, ranks: Ranks) -> tuple[bool, str]:
+def _compile(config: TrainConfig, device: torch.device, ranks: Ranks = ALONE) -> tuple[bool, str]:
     if config.compile != "auto":
         return config.compile == "on", f"{config.compile}, as --compile {config.compile} asks"
     if ranks.size > 1:

@@ -1,36 +1,36 @@
 """Several ranks in forks of this process, joined over loopback as torchrun's are.
 
-results = together(3, lambda ranks: {"sum": ranks.sum_no_sync([torch.ones(2)])[0]})     # a dict of each rank's
-environment(rank=0, size=2, port=free_port())       # what torchrun would set
+results = together(3, lambda ranks: {"tell": torch.ones(ranks.rank)}, tmp_path)     # a dict of each rank's
+environment(rank=0, size=2, port=meeting_place().port)       # what torchrun would set
 """
 
 import contextlib
 import os
-import socket
 from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
 
 import safetensors.torch
+import torch.distributed as dist
 from torch import Tensor
 
 from fastcifar.ranks import Ranks, joined
+from fastcifar.signals import StopRequest
 from tests.faults import children
 
-__all__ = ["environment", "free_port", "together"]
+__all__ = ["environment", "meeting_place", "together"]
 
 
-def free_port() -> int:
-    """One that nothing listened on a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def meeting_place() -> dist.TCPStore:
+    """Where ranks find each other, held by this process as it is by torchrun, which keeps it for all its restarts."""
+    return dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
 
 
 def environment(*, rank: int, size: int, port: int, **more: str) -> dict[str, str]:
     """The variables that torchrun sets."""
     numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "MASTER_PORT": port}
-    return {**{name: str(number) for name, number in numbers.items()}, "MASTER_ADDR": "127.0.0.1", **more}
+    place = {"MASTER_ADDR": "127.0.0.1", "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    return {**{name: str(number) for name, number in numbers.items()}, **place, **more}
 
 
 def together(size: int, work: Callable[[Ranks], dict[str, Tensor]], folder: Path) -> list[dict[str, Tensor]]:
@@ -41,10 +41,13 @@ def together(size: int, work: Callable[[Ranks], dict[str, Tensor]], folder: Path
         work: on one rank, with one thread.
         folder: where the results go through.
     """
-    port = free_port()
+    place = meeting_place()
 
     def one(rank: int) -> None:
-        with mock.patch.dict(os.environ, environment(rank=rank, size=size, port=port)), joined("cpu") as ranks:
+        with (
+            mock.patch.dict(os.environ, environment(rank=rank, size=size, port=place.port)),
+            joined("cpu", StopRequest()) as ranks,
+        ):
             found = {name: tensor.detach().contiguous() for name, tensor in work(ranks).items()}
             safetensors.torch.save_file(found, folder / f"{size}-{rank}.safetensors")
 

@@ -23,7 +23,7 @@ from fastcifar.recipes import RECIPES
 from fastcifar.signals import StopRequest
 from fastcifar.trainer import Trainer
 from tests.faults import tiny_runs
-from tests.ranked import environment, free_port, together
+from tests.ranked import environment, together
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
@@ -166,7 +166,7 @@ def test_what_one_is_asked_all_know(tmp_path: Path) -> None:
 
 def test_a_group_that_is_there_already_is_used_and_left(tmp_path: Path) -> None:
     def nest(ranks: Ranks) -> dict[str, Tensor]:
-        with joined("cpu") as again:
+        with joined("cpu", StopRequest()) as again:
             assert (again.rank, again.size) == (ranks.rank, ranks.size)
         return {"sum": ranks.sum_no_sync([torch.ones(1), torch.ones(2, 2)])[1]}
 
@@ -187,13 +187,13 @@ def test_a_group_that_is_there_already_is_used_and_left(tmp_path: Path) -> None:
 def test_wrong_variables_are_named(variables: dict[str, str], words: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(ConfigError, match=words), joined("cpu"):
+    with pytest.raises(ConfigError, match=words), joined("cpu", StopRequest()):
         raise AssertionError
 
 
 def test_one_process_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     assert asked_for() == 1
-    for name, value in environment(rank=0, size=1, port=free_port()).items():
+    for name, value in environment(rank=0, size=1, port=1).items():
         monkeypatch.setenv(name, value)
-    with joined("cpu") as ranks:  # one process under torchrun needs no group
+    with joined("cpu", StopRequest()) as ranks:  # one process under torchrun needs no group
         assert ranks == ALONE

@@ -9,10 +9,12 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from fastcifar import checkpoint
 from fastcifar.engine import fit
@@ -20,18 +22,21 @@ from fastcifar.trainer import Trainer
 from tests.effort import effort
 from tests.faults import tiny_runs
 from tests.faults.forked import Forked
-from tests.ranked import environment, free_port
+from tests.ranked import environment, meeting_place
 
 pytestmark = pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="needs fork and /proc")
 
 STEPS = 6  # two epochs of three
+PLACES: list[dist.TCPStore] = []  # one that is forgotten is closed
 AtStep = Callable[[int, int], None]
 """Called with the rank and the number of the step that is to come, from 1."""
 
 
-def start(*options: str, size: int = 2, at_step: AtStep | None = None, **variables: str) -> list[Forked]:
+def start(
+    *options: str, place: dist.TCPStore, size: int = 2, at_step: AtStep | None = None, **variables: str
+) -> list[Forked]:
     """`fastcifar train` on `size` ranks, of the tiny net."""
-    port, real = free_port(), Trainer.step_no_sync
+    real = Trainer.step_no_sync
 
     def within(rank: int) -> contextlib.AbstractContextManager[object]:
         def step(trainer: Trainer, images: torch.Tensor, labels: torch.Tensor) -> None:
@@ -40,7 +45,9 @@ def start(*options: str, size: int = 2, at_step: AtStep | None = None, **variabl
             real(trainer, images, labels)
 
         stack = contextlib.ExitStack()
-        stack.enter_context(mock.patch.dict(os.environ, environment(rank=rank, size=size, port=port, **variables)))
+        stack.enter_context(
+            mock.patch.dict(os.environ, environment(rank=rank, size=size, port=place.port, **variables))
+        )
         stack.enter_context(mock.patch.object(Trainer, "step_no_sync", step))
         return stack
 
@@ -52,8 +59,37 @@ def start(*options: str, size: int = 2, at_step: AtStep | None = None, **variabl
     return [Forked("train", *arguments, *options, within=lambda rank=rank: within(rank)) for rank in range(size)]
 
 
+def begin(*options: str, **rest: Any) -> list[Forked]:
+    """`start` with a meeting place of its own."""
+    place = meeting_place()
+    PLACES.append(place)
+    return start(*options, place=place, **rest)
+
+
 def ends(ranks: list[Forked]) -> list[int]:
     return [rank.wait() for rank in ranks]
+
+
+def ends_as_torchrun_does(ranks: list[Forked]) -> list[int]:
+    """When one has failed the others are asked to stop, and after 30 s killed."""
+    status: dict[int, int] = {}
+    asked, kill = False, time.monotonic() + 90
+    while len(status) < len(ranks):
+        for number, rank in enumerate(ranks):
+            if number in status:
+                continue
+            ended, code = os.waitpid(rank.pid, os.WNOHANG)
+            if ended:
+                status[number] = os.waitstatus_to_exitcode(code)
+            elif time.monotonic() > kill:
+                os.kill(rank.pid, signal.SIGKILL)
+        if any(status.values()) and not asked:
+            asked, kill = True, time.monotonic() + 30
+            for number, rank in enumerate(ranks):
+                if number not in status:
+                    os.kill(rank.pid, signal.SIGTERM)
+        time.sleep(0.002)
+    return [status[number] for number in range(len(ranks))]
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +100,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         with tiny_runs.one_thread():  # imports and compiles here, so that no child has to
             fit(tiny_runs.config("alone"))
         for size in (2, 3):
-            assert ends(start("--out", f"undisturbed-{size}", size=size)) == [0] * size
+            assert ends(begin("--out", f"undisturbed-{size}", size=size)) == [0] * size
         yield folder
 
 
@@ -75,7 +111,7 @@ def undisturbed(size: int) -> dict[str, torch.Tensor]:
 def test_the_first_rank_writes_what_one_alone_would(prepared: Path) -> None:
     names = [sorted(path.name for path in Path(run).rglob("*")) for run in ("alone", "undisturbed-2", "undisturbed-3")]
     assert names[0] == names[1] == names[2]
-    ranks = start("--out", "again")
+    ranks = begin("--out", "again")
     assert ends(ranks) == [0, 0]
     assert [rank.stderr for rank in ranks] == ["", ""]
     assert "ranks: 2, each with a part of every batch, joined by gloo" in ranks[0].stdout
@@ -98,7 +134,8 @@ CASES = [(size, victim, step) for size in (2, 3) for victim in range(size) for s
 def test_a_rank_is_killed_and_all_start_again(prepared: Path, size: int, victim: int, step: int) -> None:
     out = f"killed-{size}-{victim}-{step}"
     began = time.monotonic()
-    ranks = start("--out", out, size=size, at_step=kill(victim, step), TORCHELASTIC_MAX_RESTARTS="1")
+    place = meeting_place()  # of both starts, as with torchrun
+    ranks = start("--out", out, size=size, place=place, at_step=kill(victim, step), TORCHELASTIC_MAX_RESTARTS="1")
     assert ends(ranks) == [-signal.SIGKILL if rank == victim else 4 for rank in range(size)]
     assert time.monotonic() - began < 30
     for number, rank in enumerate(ranks):
@@ -108,7 +145,7 @@ def test_a_rank_is_killed_and_all_start_again(prepared: Path, size: int, victim:
             )
             assert rank.stderr.count("\n") == 1
     restarted = {"TORCHELASTIC_MAX_RESTARTS": "1", "TORCHELASTIC_RESTART_COUNT": "1"}
-    again = start("--out", out, size=size, **restarted)
+    again = start("--out", out, size=size, place=place, **restarted)
     assert ends(again) == [0] * size, [rank.stderr for rank in again]
     assert ("resumed after step 3 of 6" in again[0].stdout) == (step > 3)
     assert tiny_runs.equal(tiny_runs.weights(Path(out)), undisturbed(size))
@@ -125,13 +162,42 @@ def test_one_rank_is_signalled_and_all_stop(prepared: Path, number: signal.Signa
             if (rank, coming) == (victim, step):
                 os.kill(os.getpid(), number)
 
-        ranks = start("--out", out, at_step=at_step)
+        ranks = begin("--out", out, at_step=at_step)
         assert ends(ranks) == [128 + number] * 2, [rank.stderr for rank in ranks]
         said = f"fastcifar: stopped by {number.name} after step {step} of 6, saved; "
         assert all(rank.stderr.startswith(said) for rank in ranks), [rank.stderr for rank in ranks]
         assert checkpoint.load_newest(Path(out) / "checkpoints").step == step
-        assert ends(start("--resume", out)) == [0, 0]
+        assert ends(begin("--resume", out)) == [0, 0]
         assert tiny_runs.equal(tiny_runs.weights(Path(out)), undisturbed(2))
+
+
+@pytest.fixture(scope="module")
+def seconds(prepared: Path) -> float:
+    began = time.monotonic()
+    assert ends(begin("--out", "timed")) == [0, 0]
+    return time.monotonic() - began
+
+
+@pytest.mark.parametrize("moment", range(effort(2)))
+def test_a_rank_is_signalled_at_any_moment(prepared: Path, seconds: float, moment: int) -> None:
+    draw, out = random.Random(moment), f"moment-{moment}"
+    victim, number = draw.randrange(2), draw.choice([signal.SIGTERM, signal.SIGINT])
+    ranks = begin("--out", out)
+    time.sleep(seconds * draw.random())
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(ranks[victim].pid, number)
+    status = ends_as_torchrun_does(ranks)
+    # 130: the first was done with saving when it was asked again, as the other had ended
+    assert set(status) <= {0, 2, 4, 128 + number, 143, 130}, (status, [rank.stderr for rank in ranks])
+    for rank, code in zip(ranks, status, strict=True):  # torch's own store may say something too
+        ours = [line for line in rank.stderr.splitlines() if line.startswith("fastcifar: ")]
+        assert len(ours) == (code != 0), ours
+        assert code != 2 or "the 2 ranks cannot find each other" in rank.stderr
+    if status != [0, 0]:
+        saved = checkpoint.saved(Path(out) / "checkpoints")
+        assert saved or not Path(out).exists()
+        assert ends(begin(*(["--resume", out] if saved else ["--out", out]))) == [0, 0]
+    assert tiny_runs.equal(tiny_runs.weights(Path(out)), undisturbed(2))
 
 
 def test_one_rank_diverges_and_all_say_where(prepared: Path) -> None:
@@ -140,9 +206,9 @@ def test_one_rank_diverges_and_all_say_where(prepared: Path) -> None:
             patch = mock.patch.object(
                 torch.nn.functional, "cross_entropy", lambda logits, *_, **__: logits.sum() * torch.nan
             )
-            patch.start()
+            patch.begin()
 
-    ranks = start("--out", "diverged", at_step=at_step)
+    ranks = begin("--out", "diverged", at_step=at_step)
     assert ends(ranks) == [3, 3]
     assert all("the training loss became nan at step 5 of 6" in rank.stderr for rank in ranks)
     assert checkpoint.load_newest(Path("diverged/checkpoints")).step == 3
@@ -153,7 +219,7 @@ def test_a_run_goes_on_with_another_number_of_ranks(prepared: Path) -> None:
         if coming == 5:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    assert ends(start("--out", "fewer", size=3, at_step=at_step)) == [143] * 3
+    assert ends(begin("--out", "fewer", size=3, at_step=at_step)) == [143] * 3
     alone = Forked("train", "--resume", "fewer")
     assert alone.wait() == 0, alone.stderr
     assert "ranks 3 became 1: the run goes on, but not bit for bit" in alone.stdout
@@ -168,10 +234,10 @@ def test_what_cannot_be_is_said(prepared: Path) -> None:
         (("--out", "small", "--batch-size", "2"), {}, [0, 0], ""),
         (("--out", "smaller", "--seeds", "0,1"), {}, [2, 2], "several runs cannot be trained by 2 ranks"),
     ):
-        ranks = start(*options, **variables)
+        ranks = begin(*options, **variables)
         assert ends(ranks) == status, [rank.stderr for rank in ranks]
         assert words in ranks[0].stderr
-    too_many = start("--out", "smaller", "--batch-size", "2", size=3)
+    too_many = begin("--out", "smaller", "--batch-size", "2", size=3)
     assert ends(too_many) == [2] * 3
     assert "batch_size 2 is less than an image for each of 3 ranks" in too_many[0].stderr
     assert not Path("smaller").exists()
