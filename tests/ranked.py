@@ -1,11 +1,12 @@
 """Several ranks in forks of this process, joined over loopback as torchrun's are.
 
 results = together(3, lambda ranks: {"tell": torch.ones(ranks.rank)}, tmp_path)     # a dict of each rank's
-environment(rank=0, size=2, port=meeting_place().port)       # what torchrun would set
+environment(rank=0, size=2, port=meeting_place())       # what torchrun would set
 """
 
 import contextlib
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
@@ -21,9 +22,25 @@ from tests.faults import children
 __all__ = ["environment", "meeting_place", "together"]
 
 
-def meeting_place() -> dist.TCPStore:
-    """Where ranks find each other, held by this process as it is by torchrun, which keeps it for all its restarts."""
-    return dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+_SECONDS = 300  # after which a meeting place closes
+
+
+def meeting_place() -> int:
+    """The port where ranks find each other, in a process of its own like torchrun, which keeps it for all restarts."""
+    reading, writing = os.pipe()
+    if os.fork() == 0:
+        try:
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            signal.alarm(_SECONDS)
+            store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+            os.write(writing, str(store.port).encode())
+            signal.pause()
+        finally:
+            os._exit(0)
+    os.close(writing)
+    port = int(os.read(reading, 16))
+    os.close(reading)
+    return port
 
 
 def environment(*, rank: int, size: int, port: int, **more: str) -> dict[str, str]:
@@ -41,11 +58,11 @@ def together(size: int, work: Callable[[Ranks], dict[str, Tensor]], folder: Path
         work: on one rank, with one thread.
         folder: where the results go through.
     """
-    place = meeting_place()
+    port = meeting_place()
 
     def one(rank: int) -> None:
         with (
-            mock.patch.dict(os.environ, environment(rank=rank, size=size, port=place.port)),
+            mock.patch.dict(os.environ, environment(rank=rank, size=size, port=port)),
             joined("cpu", StopRequest()) as ranks,
         ):
             found = {name: tensor.detach().contiguous() for name, tensor in work(ranks).items()}
