@@ -13,12 +13,14 @@ import json
 import os
 import re
 import shutil
+import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -31,6 +33,7 @@ __all__ = ["Progress", "fetch", "file_sha256"]
 Progress = Callable[[int, int | None], None]
 
 _TIMEOUT = 10.0  # seconds without a byte
+_ANSWER = 30.0  # seconds until an answer's headers are there, all redirects included
 _SLOW, _PATIENCE = 4096, 30.0  # fewer bytes than that in so many seconds, and the address is given up
 _TRIES = 6  # an address is asked again while each answer brings the file further
 _MAX_SIZE = 1 << 30
@@ -189,10 +192,8 @@ def _request(wanted: _Wanted) -> str | None:
     probe = wanted.probe or reach.Probe(wanted.url)  # none yet where there was a whole part, which was wrong
     if (reason := probe.reason()) is not None:
         return f"cannot be reached: {_words(reason)}"
-    opener = urllib.request.build_opener(_Redirects)
     try:
-        # only https comes this far, see _allowed
-        response = opener.open(urllib.request.Request(wanted.url, headers=headers), timeout=_TIMEOUT)  # noqa: S310
+        response = _answer(urllib.request.Request(wanted.url, headers=headers))  # noqa: S310  # only https comes this far
     except urllib.error.HTTPError as error:
         error.close()
         if error.code == 416:
@@ -224,6 +225,26 @@ def _request(wanted: _Wanted) -> str | None:
             # a weak tag does not promise equal bytes
             publish_json(wanted.notes, {"url": wanted.url, "etag": tag if tag.startswith('"') else None})
         return _receive(wanted, response, start, total)
+
+
+def _answer(request: urllib.request.Request) -> Any:
+    """The answer as far as its headers. It is waited for in a thread: each byte that drips starts a time-out anew."""
+    answers: SimpleQueue[Any] = SimpleQueue()
+
+    def ask() -> None:
+        try:
+            answers.put(urllib.request.build_opener(_Redirects).open(request, timeout=_TIMEOUT))
+        except Exception as error:
+            answers.put(error)
+
+    threading.Thread(target=ask, daemon=True).start()
+    try:
+        answer = answers.get(timeout=_ANSWER)
+    except Empty:
+        raise TimeoutError(f"no whole answer in {_ANSWER:g} s") from None
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
 
 
 def _words(error: object) -> str:

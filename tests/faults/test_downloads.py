@@ -8,6 +8,7 @@ import http.server
 import json
 import random
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -428,6 +429,30 @@ def test_a_server_that_drips_is_given_up_and_its_part_used(
         target.unlink()
         server.script, server.requests[:] = [drip, ok], []
         assert get(target, server.url, f"{server.url}?mirror") == f"{server.url}?mirror"
+        assert got(target)
+    finally:
+        release.set()
+
+
+def test_a_server_that_drips_its_headers_is_given_up(
+    server: Server, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(download, "_ANSWER", 1.0)
+    release = threading.Event()
+
+    def drip(handler: Handler) -> None:
+        with contextlib.suppress(OSError):
+            handler.wfile.write(b"HTTP/1.1 200 OK\r\nX-Long: ")
+            while not release.wait(0.05):
+                handler.wfile.write(b"x")
+
+    server.script = [drip, ok]
+    try:
+        began = time.monotonic()
+        with pytest.raises(DownloadError, match=r"cannot be reached: no whole answer in 1 s$"):
+            get(target, server.url)
+        assert time.monotonic() - began < 20
+        get(target, server.url)
         assert got(target)
     finally:
         release.set()
