@@ -91,7 +91,11 @@ def _create(config: TrainConfig, recipe: Recipe, ranks: Ranks) -> runs.Run:
     if not ranks.first:
         return runs.Run(path=Path(ranks.tell("")), config=config, recipe=recipe)
     run = runs.create(config, recipe)
-    ranks.tell(str(run.path))
+    try:
+        ranks.tell(str(run.path))
+    except RankLostError:
+        run.discard()
+        raise
     return run
 
 

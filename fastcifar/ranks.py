@@ -170,8 +170,10 @@ def joined(device: str, stop: StopRequest) -> Iterator[Ranks]:
         StoppedError: a signal came before all had met.
     """
     size = asked_for()
+    restarted = _number("TORCHELASTIC_RESTART_COUNT", 0) > 0
+    may_restart = _number("TORCHELASTIC_MAX_RESTARTS", 0) > 0
     if size == 1:
-        yield ALONE
+        yield Ranks(restarted=restarted, may_restart=may_restart)
         return
     ours = not dist.is_initialized()
     if ours:
@@ -183,14 +185,15 @@ def joined(device: str, stop: StopRequest) -> Iterator[Ranks]:
             dist.init_process_group(backend, store=store, rank=rank, world_size=size)
         except (RuntimeError, ValueError) as error:
             raise ConfigError(f"the {size} ranks cannot find each other ({one_line(error)})") from None
+    elif "cpu:" not in dist.get_backend_config():
+        raise ConfigError('the process group has no backend for CPUs: init_process_group("cpu:gloo,cuda:nccl") has')
     try:
-        yield Ranks(
-            rank=dist.get_rank(),
-            size=size,
-            local=_number("LOCAL_RANK", 0),
-            restarted=_number("TORCHELASTIC_RESTART_COUNT", 0) > 0,
-            may_restart=_number("TORCHELASTIC_MAX_RESTARTS", 0) > 0,
-        )
+        flags = torch.tensor([restarted, may_restart], dtype=torch.int64)
+        with _together():  # each machine's torchrun counts for itself
+            dist.all_reduce(flags, dist.ReduceOp.MAX)
+        restarted, may_restart = map(bool, flags.tolist())
+        local = _number("LOCAL_RANK", 0)
+        yield Ranks(rank=dist.get_rank(), size=size, local=local, restarted=restarted, may_restart=may_restart)
     finally:
         if ours:
             dist.destroy_process_group()

@@ -13,14 +13,12 @@ import json
 import os
 import re
 import shutil
-import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from queue import Empty, SimpleQueue
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -193,7 +191,9 @@ def _request(wanted: _Wanted) -> str | None:
     if (reason := probe.reason()) is not None:
         return f"cannot be reached: {_words(reason)}"
     try:
-        response = _answer(urllib.request.Request(wanted.url, headers=headers))  # noqa: S310  # only https comes this far
+        opener = urllib.request.build_opener(_Redirects)
+        request = urllib.request.Request(wanted.url, headers=headers)  # noqa: S310  # only https comes this far
+        response = reach.within(_ANSWER, lambda: opener.open(request, timeout=_TIMEOUT))
     except urllib.error.HTTPError as error:
         error.close()
         if error.code == 416:
@@ -225,26 +225,6 @@ def _request(wanted: _Wanted) -> str | None:
             # a weak tag does not promise equal bytes
             publish_json(wanted.notes, {"url": wanted.url, "etag": tag if tag.startswith('"') else None})
         return _receive(wanted, response, start, total)
-
-
-def _answer(request: urllib.request.Request) -> Any:
-    """The answer as far as its headers. It is waited for in a thread: each byte that drips starts a time-out anew."""
-    answers: SimpleQueue[Any] = SimpleQueue()
-
-    def ask() -> None:
-        try:
-            answers.put(urllib.request.build_opener(_Redirects).open(request, timeout=_TIMEOUT))
-        except Exception as error:
-            answers.put(error)
-
-    threading.Thread(target=ask, daemon=True).start()
-    try:
-        answer = answers.get(timeout=_ANSWER)
-    except Empty:
-        raise TimeoutError(f"no whole answer in {_ANSWER:g} s") from None
-    if isinstance(answer, Exception):
-        raise answer
-    return answer
 
 
 def _words(error: object) -> str:

@@ -91,9 +91,13 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         tiny_runs.prepare(patch, folder)
         with tiny_runs.one_thread():  # imports and compiles here, so that no child has to
             fit(tiny_runs.config("alone"))
-        for size in (2, 3):
+        for size in (1, 2, 3):
             assert ends(begin("--out", f"undisturbed-{size}", size=size)) == [0] * size
         yield folder
+
+
+def test_one_process_under_torchrun_is_as_without(prepared: Path) -> None:
+    assert tiny_runs.equal(undisturbed(1), tiny_runs.weights(Path("alone")))
 
 
 def undisturbed(size: int) -> dict[str, torch.Tensor]:
@@ -119,7 +123,7 @@ def kill(victim: int, step: int) -> AtStep:
     return at_step
 
 
-CASES = [(size, victim, step) for size in (2, 3) for victim in range(size) for step in range(1, STEPS + 1)]
+CASES = [(size, victim, step) for size in (1, 2, 3) for victim in range(size) for step in range(1, STEPS + 1)]
 
 
 @pytest.mark.parametrize(("size", "victim", "step"), random.Random(0).sample(CASES, min(effort(6), len(CASES))))
