@@ -8,7 +8,6 @@ import http.server
 import json
 import random
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -448,10 +447,8 @@ def test_a_server_that_drips_its_headers_is_given_up(
 
     server.script = [drip, ok]
     try:
-        began = time.monotonic()
         with pytest.raises(DownloadError, match=r"cannot be reached: no whole answer in 1 s$"):
             get(target, server.url)
-        assert time.monotonic() - began < 20
         get(target, server.url)
         assert got(target)
     finally:

@@ -129,11 +129,9 @@ CASES = [(size, victim, step) for size in (1, 2, 3) for victim in range(size) fo
 @pytest.mark.parametrize(("size", "victim", "step"), random.Random(0).sample(CASES, min(effort(6), len(CASES))))
 def test_a_rank_is_killed_and_all_start_again(prepared: Path, size: int, victim: int, step: int) -> None:
     out = f"killed-{size}-{victim}-{step}"
-    began = time.monotonic()
     port = meeting_place()  # of both starts, as with torchrun
     ranks = start("--out", out, size=size, port=port, at_step=kill(victim, step), TORCHELASTIC_MAX_RESTARTS="1")
     assert ends(ranks) == [-signal.SIGKILL if rank == victim else 4 for rank in range(size)]
-    assert time.monotonic() - began < 30
     for number, rank in enumerate(ranks):
         if number != victim:
             assert rank.stderr.startswith("fastcifar: another rank has ended, whose own message says why ("), (
