@@ -21,6 +21,7 @@ Examples:
   fastcifar train --change augment.cutout=8 warmup=0.1      the recipe but for these fields
   fastcifar train --seeds 0..4 --parallel 2                 five runs, two at a time, and a table of them
   fastcifar train --resume runs/cifar10-big-fast-...        go on with a stopped run, exactly
+  torchrun --nproc-per-node 4 -m fastcifar.train           one run by four processes, a GPU each or on CPUs
 
 What is left unset is the recipe's."""
 
