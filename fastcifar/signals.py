@@ -10,6 +10,7 @@ The only module that sets handlers; it is light, so that a command is ready befo
             ...                                 # and is only remembered here; a second one raises KeyboardInterrupt
 """
 
+import atexit
 import contextlib
 import os
 import signal
@@ -124,6 +125,8 @@ def leave_on_stop(say: Callable[[str], object]) -> None:
         os._exit(128 + number)
 
     _set(handle)
+    # what is registered first runs last; then Python takes its handlers away, and a signal would change the status
+    atexit.register(_set, signal.SIG_IGN)
 
 
 def end_with(status: int) -> None:
@@ -131,7 +134,7 @@ def end_with(status: int) -> None:
     _set(lambda number, frame: os._exit(status))
 
 
-def _set(handler: Callable[[int, FrameType | None], object]) -> None:
+def _set(handler: Callable[[int, FrameType | None], object] | signal.Handlers) -> None:
     for number in _numbers():
         signal.signal(number, handler)
 

@@ -117,6 +117,21 @@ def test_an_ignored_sighup_stays_ignored() -> None:
         signal.signal(signal.SIGHUP, before)
 
 
+@pytest.mark.parametrize("number", STATUS)
+def test_the_exit_status_stays_while_python_takes_itself_apart(number: signal.Signals) -> None:
+    code = f"""
+import os
+from fastcifar import signals
+class Late:
+    def __del__(self, kill=os.kill, own=os.getpid()):
+        kill(own, {int(number)})
+late = Late()
+signals.leave_on_stop(print)
+signals.end_with(0)
+"""
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
 def command(run: str, **options: str) -> list[str]:
     """Train for some tenths of a second, from an archive that is to be converted first."""
     given = {"arch": "tiny", "split": "full", "epochs": "2", "batch_size": "16", "device": "cpu", "out": run}
