@@ -9,6 +9,7 @@ Nothing in an epoch waits for the device; its sums are read once, at its end.
 import contextlib
 import dataclasses
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 from fastcifar import checkpoint, memory, runs, runtime, signals
@@ -63,25 +64,26 @@ def _fit(config: TrainConfig, reporter: Reporter, stop: signals.StopRequest, ran
         if saved is not None and (step := ranks.tell(str(saved.step))) != str(saved.step):
             raise CheckpointError(f"{saved.path} is not the checkpoint of step {step}, which the first rank found")
         try:
-            return _train(run, rt, saved, reporter, stop, ranks)
+            with _or_nothing(run) if ranks.first else contextlib.nullcontext():
+                return _train(run, rt, saved, reporter, stop, ranks)
         except RankLostError as error:
             if not ranks.first:
                 raise
-            run.discard()
             kept = f"; {run.go_on()}" if checkpoint.saved(run.checkpoints) else "; nothing was saved"
             raise RankLostError(f"{error}{kept}") from None
         except runtime.OutOfMemoryError as error:
-            _discard(run, ranks)
             reason = str(error).split(". ")[0]
             raise FastcifarError(f"{rt.device} has too little memory ({reason}): try a smaller --batch-size") from None
-        except BaseException:
-            _discard(run, ranks)
-            raise
 
 
-def _discard(run: runs.Run, ranks: Ranks) -> None:
-    if ranks.first:
+@contextlib.contextmanager
+def _or_nothing(run: runs.Run) -> Iterator[None]:
+    """For a block after whose failure nothing of the run may be left, unless something was saved."""
+    try:
+        yield
+    except BaseException:
         run.discard()
+        raise
 
 
 def _create(config: TrainConfig, recipe: Recipe, ranks: Ranks) -> runs.Run:
@@ -91,11 +93,8 @@ def _create(config: TrainConfig, recipe: Recipe, ranks: Ranks) -> runs.Run:
     if not ranks.first:
         return runs.Run(path=Path(ranks.tell("")), config=config, recipe=recipe)
     run = runs.create(config, recipe)
-    try:
+    with _or_nothing(run):
         ranks.tell(str(run.path))
-    except RankLostError:
-        run.discard()
-        raise
     return run
 
 

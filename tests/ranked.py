@@ -4,7 +4,6 @@ results = together(3, lambda ranks: {"tell": torch.ones(ranks.rank)}, tmp_path) 
 environment(rank=0, size=2, port=meeting_place())       # what torchrun would set
 """
 
-import contextlib
 import os
 import signal
 from collections.abc import Callable
@@ -20,7 +19,6 @@ from fastcifar.signals import StopRequest
 from tests.faults import children
 
 __all__ = ["environment", "meeting_place", "together"]
-
 
 _SECONDS = 300  # after which a meeting place closes
 
@@ -71,10 +69,4 @@ def together(size: int, work: Callable[[Ranks], dict[str, Tensor]], folder: Path
     started = [children.start(lambda rank=rank: one(rank)) for rank in range(size)]
     for child in started:
         assert children.end_of(child) == "done"
-    results = []
-    for rank in range(size):
-        path = folder / f"{size}-{rank}.safetensors"
-        results.append(safetensors.torch.load_file(path))
-        with contextlib.suppress(OSError):
-            path.unlink()
-    return results
+    return [safetensors.torch.load_file(folder / f"{size}-{rank}.safetensors") for rank in range(size)]
