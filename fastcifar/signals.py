@@ -30,17 +30,22 @@ class StopRequest:
 
     def __init__(self, signum: signal.Signals | None = None) -> None:
         self.signum = signum
-        self._raises = False
+        self.ended: StoppedError | None = None
+        """What the first signal made of a block that it ends, and a second one unmade."""
+        self._outcome: str | None = None  # of the block that the first signal ends, within one
 
     def hear(self, number: int) -> None:
         """Take a signal.
 
         Raises:
-            KeyboardInterrupt: it is the second, or came within `at_once`, which makes something else of it.
+            KeyboardInterrupt: it is the second, or came within `at_once`, which makes something else of it; or, where
+                it came in the instant in which that begins or ends, `catch_stop` does.
         """
         is_first = self.signum is None
         self.signum = self.signum or signal.Signals(number)
-        if self._raises or not is_first:
+        outcome = self._outcome
+        self.ended = _stopped(self.signum, outcome) if is_first and outcome is not None else None
+        if outcome is not None or not is_first:
             raise KeyboardInterrupt
 
     @contextlib.contextmanager
@@ -53,20 +58,27 @@ class StopRequest:
         Raises:
             StoppedError: the signal came, now or before.
         """
-        self._raises = True
+        self._outcome = outcome
         try:
             if self.signum is None:
                 yield
+        except GeneratorExit:  # the block never began
+            raise
         except BaseException:
             if self.signum is None:
                 raise
         finally:
-            self._raises = False
+            self._outcome = None
         if self.signum is not None:  # also where a callback, from which nothing can be raised, met the signal
-            raise StoppedError(f"stopped by {self.signum.name} {outcome}", 128 + self.signum)
+            raise _stopped(self.signum, outcome)
+
+
+def _stopped(signum: signal.Signals, outcome: str) -> StoppedError:
+    return StoppedError(f"stopped by {signum.name} {outcome}", 128 + signum)
 
 
 _open_requests: list[StopRequest] = []
+_worked = False  # whether the command's `catch_stop` has ended
 
 
 @contextlib.contextmanager
@@ -84,9 +96,15 @@ def catch_stop() -> Iterator[StopRequest]:
     before = {number: signal.signal(number, lambda heard, frame: request.hear(heard)) for number in _numbers()}
     try:
         yield request
+    except KeyboardInterrupt:
+        if request.ended is None:
+            raise
+        raise request.ended from None
     finally:
+        global _worked
         outer.signum = outer.signum or request.signum
         _open_requests.pop()
+        _worked = not _open_requests
         for number, handler in before.items():
             signal.signal(number, handler)
 
@@ -119,9 +137,12 @@ def leave_on_stop(say: Callable[[str], object]) -> None:
     Args:
         say: told why, in a line.
     """
+    global _worked
+    _worked = False
 
     def handle(number: int, frame: FrameType | None) -> None:
-        say(f"stopped by {signal.Signals(number).name}; nothing was changed")
+        outcome = " at its end; what it wrote is whole" if _worked else "; nothing was changed"
+        say(f"stopped by {signal.Signals(number).name}{outcome}")
         os._exit(128 + number)
 
     _set(handle)

@@ -9,6 +9,7 @@ assert command.stderr.count("\n") == 1
 import contextlib
 import os
 import pty
+import signal
 import sys
 import tempfile
 import threading
@@ -23,6 +24,8 @@ import torch
 from fastcifar.commands import entry
 
 __all__ = ["Forked", "end_of_process"]
+
+_STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Forked:
@@ -42,9 +45,13 @@ class Forked:
     ) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="fastcifar-forked-"))
         self.started = time.monotonic()
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)
         self.pid, self.terminal = pty.fork() if on_terminal else (os.fork(), -1)
         if self.pid == 0:
             try:
+                for number in _STOPS:  # until the command listens they end it, and raise nothing here
+                    signal.signal(number, signal.SIG_DFL)
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
                 if not on_terminal:
                     _redirect(self._folder / "out", 1)
                     _redirect(self._folder / "err", 2)
@@ -62,6 +69,7 @@ class Forked:
                 os.write(2, traceback.format_exc().encode())
             finally:
                 os._exit(99)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def wait(self, seconds: float = 60.0) -> int:
         """Its exit status; one that takes longer fails the test."""

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ import pytest
 import torch
 
 from fastcifar import checkpoint, signals
+from fastcifar.commands import train as train_command
 from fastcifar.data.store import ArrayStore
 from fastcifar.engine import fit
 from fastcifar.errors import StoppedError
@@ -117,6 +119,51 @@ def test_an_ignored_sighup_stays_ignored() -> None:
         signal.signal(signal.SIGHUP, before)
 
 
+def test_a_signal_at_any_instruction_is_heard_by_someone_and_raises_nothing_raw(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def at(moment: int) -> tuple[int, str]:
+        """The instructions that there are, and who heard of a signal before number `moment` of them."""
+        count, outside, done = 0, [], []
+        before = signal.signal(signal.SIGTERM, lambda heard, frame: outside.append(heard))
+
+        def block() -> None:
+            with signals.catch_stop() as stop:
+                done.append(stop)
+                with stop.at_once("in the middle"):
+                    done.append(stop)
+                done.append(stop)
+
+        def trace(frame: FrameType, event: str, value: object) -> Any:
+            nonlocal count
+            frame.f_trace_opcodes = True
+            count += event == "opcode"
+            if event == "opcode" and count == moment:
+                sys.settrace(None)
+                signal.raise_signal(signal.SIGTERM)
+            return trace
+
+        tracing = sys.gettrace()
+        sys.settrace(trace)
+        try:
+            block()
+        except StoppedError as error:
+            return count, f"at once: {error}, status {error.exit_status}, {'all' if len(done) == 3 else 'not all'} done"
+        finally:
+            sys.settrace(tracing)
+            signal.signal(signal.SIGTERM, before)
+        return count, "outside" if outside else "asked" if done[0].signum == signal.SIGTERM else "nobody"
+
+    count, heard = at(0)
+    assert (count > 500, heard) == (True, "nobody")
+    assert {at(moment)[1] for moment in range(1, count + 1)} == {
+        "outside",
+        "asked",
+        "at once: stopped by SIGTERM in the middle, status 143, not all done",
+    }
+    assert capsys.readouterr().err == ""
+
+
 @pytest.mark.parametrize("number", STATUS)
 def test_the_exit_status_stays_while_python_takes_itself_apart(number: signal.Signals) -> None:
     code = f"""
@@ -138,6 +185,19 @@ def command(run: str, **options: str) -> list[str]:
     given |= {"dataset": "cifar10", "data": str(ARCHIVE)} | options
     pairs = [(f"--{name.replace('_', '-')}", value) for name, value in given.items()]
     return ["train", "--allow-unverified", *(text for pair in pairs for text in pair)]
+
+
+@contextlib.contextmanager
+def ended_by(number: signal.Signals) -> Iterator[None]:
+    """Send a signal when all is done but the leaving."""
+    real = train_command.forgive_output
+
+    def last() -> None:
+        os.kill(os.getpid(), number)
+        real()
+
+    train_command.forgive_output = last
+    yield
 
 
 Place = tuple[dict[str, torch.Tensor], float]
@@ -179,7 +239,7 @@ def goes_on(ended: Forked, status: int, run: str, number: signal.Signals, expect
     assert not [path for place in (folder, home_of_run) for path in place.rglob(".tmp-*")]
     for line in (folder / "metrics.jsonl").read_bytes().splitlines() if (folder / "checkpoints").exists() else ():
         json.loads(line)
-    if status == 0:
+    if status == 0 or error == f"fastcifar: stopped by {number.name} at its end; what it wrote is whole\n":
         when = "done"
     elif error == f"fastcifar: stopped by {number.name} before training began; nothing was saved\n" or error == (
         f"fastcifar: stopped by {number.name}; nothing was changed\n"
@@ -222,6 +282,12 @@ def test_signals_at_random_moments(undisturbed: Place, monkeypatch: pytest.Monke
         if status == 0:  # a shared machine is now faster than it was
             seconds *= 0.8
     assert seen >= {"before", "saved"}
+
+
+def test_a_signal_when_all_is_written_says_so(undisturbed: Place) -> None:
+    running = Forked(*command("run"), within=lambda: ended_by(signal.SIGTERM))
+    assert running.wait() == 143
+    assert goes_on(running, 143, "run", signal.SIGTERM, undisturbed[0]) == "done"
 
 
 def signalled(folder: str, number: int, signum: signal.Signals, names: str) -> Iterator[None]:
