@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from fastcifar.errors import ConfigError
 from fastcifar.kernels import reference
 from fastcifar.kernels.cpu import CpuKernel, HostOrder
+from fastcifar.kernels.cpu_fields import CACHED
 from fastcifar.kernels.cpu_words import bfloat16_bits, float16_bits
 from fastcifar.kernels.eager import EagerAugment, EagerKernel
 from fastcifar.kernels.plan import IGNORE, Plan, rows_at, scale_and_shift
@@ -348,6 +349,25 @@ def test_a_plan_that_does_not_fit_is_refused(options, word):
         EagerKernel(torch.from_numpy(images), torch.from_numpy(labels), make_plan(**{"samples": 40, **options}))
 
 
+@pytest.mark.parametrize("side", [32, 31], ids=["whole vectors", "odd ends"])
+@pytest.mark.parametrize("channels_last", [True, False])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_a_batch_that_is_written_past_the_cache_is_that_of_small_ones(dtype, channels_last, side):
+    images, labels = make_store(800, side, side)
+    scale, shift = scale_and_shift("standardize", np.array([90.0, 120.0, 150.0]), np.array([50.0, 60.0, 70.0]))
+    options = {"scale": scale, "shift": shift, "dtype": dtype, "channels_last": channels_last}
+    kernel = CpuKernel(images, labels, make_plan(800, crop=2, flip="random", cutout=5, seed=3, **options))
+    whole, targets = kernel(epoch=1, start=0, size=800)
+    assert whole.nbytes > CACHED > 100 * whole[0].nbytes
+    for start in range(0, 800, 100):
+        part, part_targets = kernel(epoch=1, start=start, size=100)
+        bits, of_whole = (
+            np.ascontiguousarray(as_float32(x)).view(np.uint32) for x in (part, whole[start : start + 100])
+        )
+        assert np.array_equal(bits, of_whole)
+        assert torch.equal(part_targets, targets[start : start + 100])
+
+
 @pytest.mark.parametrize(
     "call",
     [
@@ -503,6 +523,7 @@ def test_a_forked_child_can_use_the_kernel():
     code = """
 import os, numpy as np, torch
 from fastcifar.kernels.cpu import CpuKernel, HostOrder
+from fastcifar.kernels.cpu_fields import CACHED
 from fastcifar.kernels.plan import Plan
 torch.set_num_threads(2)
 images = np.random.default_rng(0).integers(0, 256, (300, 16, 16, 3), dtype=np.uint8)

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastcifar.kernels import machine
-from fastcifar.kernels.cpu_fields import CHUNK, FIELDS, KEYS, SCRATCH, SLACK
+from fastcifar.kernels.cpu_fields import CACHED, CHUNK, FIELDS, KEYS, SCRATCH, SLACK
 from fastcifar.kernels.plan import IGNORE, Plan, check_plan, check_span
 from fastcifar.kernels.rng import split_seed
 from fastcifar.kernels.threads import Job, shared_team
@@ -30,7 +30,6 @@ __all__ = ["CpuKernel", "HostOrder"]
 
 _BUFFERS: Final = {"float32": np.float32, "bfloat16": np.uint16, "float16": np.float16}
 _KEPT = 4  # buffers: one being made, one made ahead, one held by the loop, one for a consumer that reads ahead
-_AHEAD = 4 << 20  # bytes: a third batch of more than that leaves the cache, which costs what its head start gains
 _PERIOD = 512  # elements that share one pass over the factors: 4 KB of them stay in the L1 cache
 _SPINS = 8000  # looks for the other threads' last chunks (20 us) before sleeping
 
@@ -104,7 +103,7 @@ class CpuKernel:
         self._team = shared_team(functions)
         # at most one; pop() is a single step, which no other thread comes between
         self._ahead: list[tuple[_Launch, object]] = []
-        self._most_ahead = _AHEAD // (elements * np.dtype(_BUFFERS[plan.dtype]).itemsize)
+        self._most_ahead = CACHED // (elements * np.dtype(_BUFFERS[plan.dtype]).itemsize)
 
     def __call__(self, *, epoch: int, start: int, size: int, capacity: int | None = None) -> tuple[Tensor, Tensor]:
         """The samples at positions start to start + size - 1 of an epoch's order, augmented.
@@ -209,10 +208,14 @@ class CpuKernel:
 
     def _fresh(self, rows: int) -> NDArray[Any]:
         _, height, width, channels = self._shape
-        dtype = _BUFFERS[self._plan.dtype]
+        dtype = np.dtype(_BUFFERS[self._plan.dtype])
+        size = rows * height * width * channels * dtype.itemsize
+        memory = np.empty(size + 63, dtype=np.uint8)
+        first = -memory.ctypes.data % 64  # at a cache line
+        flat = memory[first : first + size].view(dtype)
         if self._plan.channels_last:
-            return np.empty((rows, height, width, channels), dtype=dtype).transpose(0, 3, 1, 2)
-        return np.empty((rows, channels, height, width), dtype=dtype)
+            return flat.reshape(rows, height, width, channels).transpose(0, 3, 1, 2)
+        return flat.reshape(rows, channels, height, width)
 
 
 def _helpers(size: int) -> int:

@@ -7,6 +7,7 @@ from fastcifar.kernels.rng import ROUNDS
 __all__ = [
     "AWAKE",
     "BOX_WORDS",
+    "CACHED",
     "CAME",
     "CHUNK",
     "FIELDS",
@@ -46,6 +47,10 @@ helpers that are just looking at it, and helpers that serve. Zeros at first."""
 
 CHUNK: Final = 8
 """Images a thread takes at a time: 9 us of work, so two threads end within 9 us of each other."""
+
+CACHED: Final = 4 << 20
+"""Bytes of the largest batch that is written to the cache: of larger ones the last few leave it before they are written
+anew, and all that is written would first be read from memory."""
 
 SLACK: Final = 32
 """Bytes that a run may read or write beyond its end; every staging buffer has as many on both sides."""

@@ -45,6 +45,9 @@ __all__ = [
     "reverse15",
     "reverse16",
     "scaled",
+    "stream8",
+    "stream16_bfloat16",
+    "stream16_float16",
     "word",
 ]
 
@@ -119,21 +122,69 @@ get_float, put_float = _element(types.float32)
 _, put16 = _element(types.uint16)
 
 
+def _of(kind: Any, lanes: int) -> Any:
+    return ir.VectorType(kind, lanes) if lanes else kind
+
+
+def _constant(kind: Any, value: Any, lanes: int) -> Any:
+    return ir.Constant(_of(kind, lanes), [value] * lanes if lanes else value)
+
+
+def _scaled(builder: Any, a: Any, pixel: Any, b: Any, lanes: int = 0) -> Any:
+    """Float32 of uint8, float32 and float32; with lanes, of as many at a time."""
+    single = _of(ir.FloatType(), lanes)
+    kind = ir.FunctionType(single, [single, single, single])
+    name = f"llvm.fmuladd.{f'v{lanes}' if lanes else ''}f32"
+    function = cgutils.get_or_insert_function(builder.module, kind, name)
+    return builder.call(function, [a, builder.uitofp(pixel, single), b])
+
+
+# The two below are in LLVM's words because numba computes in 64 bits, which cost 0.9 us an image.
+
+
+def _bfloat16(builder: Any, value: Any, lanes: int = 0) -> Any:
+    def word(number: int) -> Any:
+        return _constant(ir.IntType(32), number, lanes)
+
+    x = builder.bitcast(value, _of(ir.IntType(32), lanes))
+    odd = builder.and_(builder.lshr(x, word(16)), word(1))
+    rounded = builder.add(builder.add(x, word(0x7FFF)), odd)
+    return builder.trunc(builder.lshr(rounded, word(16)), _of(ir.IntType(16), lanes))
+
+
+def _float16(builder: Any, value: Any, lanes: int = 0) -> Any:
+    """Round, nearest and ties to even (no NaN).
+
+    Subnormal results come from adding 0.5, whose last bit is float16's least subnormal: the hardware's rounding
+    does the work. Normal ones by adding half a unit in the last place and re-biasing the exponent by 112.
+    """
+
+    def word(number: int) -> Any:
+        return _constant(ir.IntType(32), number, lanes)
+
+    words, single = _of(ir.IntType(32), lanes), _of(ir.FloatType(), lanes)
+    x = builder.bitcast(value, words)
+    size = builder.and_(x, word(0x7FFFFFFF))
+    odd = builder.and_(builder.lshr(size, word(13)), word(1))
+    normal = builder.lshr(builder.add(builder.add(size, word(0xC8000FFF)), odd), word(13))
+    half = _constant(ir.FloatType(), 0.5, lanes)
+    subnormal = builder.bitcast(builder.fadd(builder.bitcast(size, single), half), words)
+    bits = builder.select(
+        builder.icmp_signed("<", size, word(0x38800000)), builder.sub(subnormal, word(0x3F000000)), normal
+    )
+    bits = builder.select(builder.icmp_signed("<", size, word(0x47800000)), bits, word(0x7C00))
+    sign = builder.and_(builder.lshr(x, word(16)), word(0x8000))
+    return builder.trunc(builder.or_(bits, sign), _of(ir.IntType(16), lanes))
+
+
 @intrinsic  # type: ignore[untyped-decorator]
 def scaled(typingctx: Any, a: Any, pixel: Any, b: Any) -> Any:
     """`a * pixel + b` in float32, of a uint8; fused or not as the processor likes: the bits are the same."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        single = ir.FloatType()
-        a, pixel, b = arguments
-        kind = ir.FunctionType(single, [single, single, single])
-        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.fmuladd.f32")
-        return builder.call(function, [a, builder.uitofp(pixel, single), b])
+        return _scaled(builder, *arguments)
 
     return types.float32(types.float32, types.uint8, types.float32), generate
-
-
-# The two below are in LLVM's words because numba computes in 64 bits, which cost 0.9 us an image.
 
 
 @intrinsic  # type: ignore[untyped-decorator]
@@ -141,38 +192,49 @@ def bfloat16_bits(typingctx: Any, value: Any) -> Any:
     """Round a float32 to bfloat16, nearest and ties to even (no NaN)."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        half, sixteen = ir.IntType(32)(0x7FFF), ir.IntType(32)(16)
-        x = builder.bitcast(arguments[0], ir.IntType(32))
-        odd = builder.and_(builder.lshr(x, sixteen), ir.IntType(32)(1))
-        rounded = builder.add(builder.add(x, half), odd)
-        return builder.trunc(builder.lshr(rounded, sixteen), ir.IntType(16))
+        return _bfloat16(builder, *arguments)
 
     return types.uint16(types.float32), generate
 
 
 @intrinsic  # type: ignore[untyped-decorator]
 def float16_bits(typingctx: Any, value: Any) -> Any:
-    """Round a float32 to float16, nearest and ties to even (no NaN).
+    """Round a float32 to float16, nearest and ties to even (no NaN)."""
 
-    Subnormal results come from adding 0.5, whose last bit is float16's least subnormal: the hardware's rounding
-    does the work. Normal ones by adding half a unit in the last place and re-biasing the exponent by 112.
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return _float16(builder, *arguments)
+
+    return types.uint16(types.float32), generate
+
+
+def _streamer(lanes: int, rounded: Callable[..., Any] | None) -> Any:
+    """An intrinsic (out, a, pixels, b), addresses: `lanes` elements of `a * pixels + b`, written past the cache.
+
+    `out` is a multiple of 32, and 32 bytes are written, which other threads see after the next `fetch_add`.
     """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        word, single = ir.IntType(32), ir.FloatType()
-        x = builder.bitcast(arguments[0], word)
-        size = builder.and_(x, word(0x7FFFFFFF))
-        odd = builder.and_(builder.lshr(size, word(13)), word(1))
-        normal = builder.lshr(builder.add(builder.add(size, word(0xC8000FFF)), odd), word(13))
-        subnormal = builder.bitcast(builder.fadd(builder.bitcast(size, single), ir.Constant(single, 0.5)), word)
-        half = builder.select(
-            builder.icmp_signed("<", size, word(0x38800000)), builder.sub(subnormal, word(0x3F000000)), normal
-        )
-        half = builder.select(builder.icmp_signed("<", size, word(0x47800000)), half, word(0x7C00))
-        sign = builder.and_(builder.lshr(x, word(16)), word(0x8000))
-        return builder.trunc(builder.or_(half, sign), ir.IntType(16))
+        def load(address: Any, kind: Any, align: int) -> Any:
+            return builder.load(builder.inttoptr(address, ir.VectorType(kind, lanes).as_pointer()), align=align)
 
-    return types.uint16(types.float32), generate
+        out, a, pixels, b = arguments
+        a, b = load(a, ir.FloatType(), 4), load(b, ir.FloatType(), 4)
+        value = _scaled(builder, a, load(pixels, ir.IntType(8), 1), b, lanes)
+        if rounded is not None:
+            value = rounded(builder, value, lanes)
+        stored = builder.store(value, builder.inttoptr(out, value.type.as_pointer()), align=32)
+        stored.set_metadata("nontemporal", builder.module.add_metadata([ir.IntType(32)(1)]))
+        return context.get_dummy_value()
+
+    def stream(typingctx: Any, out: Any, a: Any, pixels: Any, b: Any) -> Any:
+        return types.void(types.int64, types.int64, types.int64, types.int64), generate
+
+    return intrinsic(stream)
+
+
+stream8 = _streamer(8, None)
+stream16_bfloat16 = _streamer(16, _bfloat16)
+stream16_float16 = _streamer(16, _float16)
 
 
 @intrinsic  # type: ignore[untyped-decorator]
