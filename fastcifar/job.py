@@ -1,4 +1,4 @@
-"""Job: one run, from its data to its pictures. `engine.fit` makes one and runs it.
+"""Job: one run, from its data to its result. `engine.fit` makes one and runs it.
 
 Nothing in an epoch waits for the device; its sums are read once, at its end.
 
@@ -13,13 +13,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from fastcifar import checkpoint, runs
-from fastcifar.config import Tta
+from fastcifar.config import Recipe, Tta
 from fastcifar.data.store import ArrayStore
 from fastcifar.errors import CheckpointError, ConfigError, DivergedError, OutputError, StoppedError
 from fastcifar.evaluation import Evaluation, StopSeenError, eval_loader, evaluate, test_stats
 from fastcifar.loader import Loader
 from fastcifar.metrics import EpochStats, LossNotFiniteError, TestStats, not_finite
 from fastcifar.nets import build_model, count_parameters
+from fastcifar.outcome import outcome, write_pages
 from fastcifar.profiling import StepProfiler
 from fastcifar.ranks import ALONE, Ranks
 from fastcifar.reporter import Reporter, RunResult
@@ -45,7 +46,7 @@ class FitResult:
 
 
 class Job:
-    """One run, from its data to its pictures; of several ranks that make it together, the first writes them."""
+    """One run, from its data to its result; of several ranks that make it together, the first writes them."""
 
     def __init__(
         self,
@@ -75,19 +76,9 @@ class Job:
         )
         if f"{recipe.split}/test" not in store.split_names():
             raise ConfigError(f"{store.name} has no test images in split {recipe.split!r}: convert it with a test part")
-        images = len(self.loader.dataset)
-        if len(self.loader) == 0:
-            raise ConfigError(f"batch_size {recipe.batch_size} is more than the {images} training images")
-        if recipe.batch_size < ranks.size:
-            raise ConfigError(f"batch_size {recipe.batch_size} is less than an image for each of {ranks.size} ranks")
-        left = images % recipe.batch_size
-        if not recipe.drop_last and 0 < left < max(2, ranks.size):  # BatchNorm needs two samples, each rank one
-            short = f"leaves {left if left > 1 else 'one'} of {images} images over"
-            raise ConfigError(f"batch_size {recipe.batch_size} {short}: choose another")
+        _check_steps(recipe, self.loader, ranks)
         self.eval_loader = eval_loader(store, f"{recipe.split}/{self.evaluated}", recipe, rt, ranks=ranks)
         steps = recipe.epochs * len(self.loader)
-        if recipe.averaging != "none" and recipe.averaging_every > steps:
-            raise ConfigError(f"averaging_every {recipe.averaging_every} is more than the run's {steps} steps")
         seed_everything(config.seed)
         model = build_model(config.arch, num_classes=len(store.classes), in_channels=store.image_shape[2])
         self.parameters = count_parameters(model)  # of the net as it is drawn: none is frozen yet
@@ -271,42 +262,24 @@ class Job:
 
     def _finish(self, test: TestStats, warmup_seconds: float) -> FitResult:
         run, history = self.run, tuple(self.history)
-        train_seconds = sum(stats.train_seconds for stats in history)
-        page = run.path / "report.html"
-        result = RunResult(
-            test=test,
-            epochs=len(history),
-            train_seconds=train_seconds,
-            eval_seconds=sum(stats.eval_seconds for stats in history),
-            warmup_seconds=warmup_seconds,
-            images_per_second=sum(stats.samples for stats in history) / train_seconds,
-            parameters=self.parameters,
-            files=(
-                ("checkpoint", str(run.checkpoints)),
-                ("metrics", str(run.path / "metrics.jsonl")),
-                ("figures", str(run.path / "figures")),
-                ("report", str(page)),
-            ),
-        )
+        result = outcome(run, history, test, parameters=self.parameters, warmup_seconds=warmup_seconds)
         if self.ranks.first:
-            self._write_pages(page, test, result)
+            write_pages(run, history, result, environment=self.environment, choices=self.summary.choices)
         self.reporter.finish(result)
         return FitResult(path=run.path, history=history, test=test, run=result)
 
-    def _write_pages(self, page: Path, test: TestStats, result: RunResult) -> None:
-        from fastcifar.figures import write_figures  # matplotlib takes a second to import
-        from fastcifar.page import write_page
 
-        run, history = self.run, tuple(self.history)
-        with run.writing():
-            write_page(
-                page,
-                title=run.title,
-                config=run.config_json(),
-                environment=self.environment,
-                choices=self.summary.choices,
-                history=history,
-                test=test,
-                result=result,
-                figures=write_figures(run.path / "figures", history, test, title=run.title),
-            )
+def _check_steps(recipe: Recipe, loader: Loader, ranks: Ranks) -> None:
+    """That the training images make batches, each of which BatchNorm and every rank can work with."""
+    images, size = len(loader.dataset), recipe.batch_size
+    if len(loader) == 0:
+        raise ConfigError(f"batch_size {size} is more than the {images} training images")
+    if size < ranks.size:
+        raise ConfigError(f"batch_size {size} is less than an image for each of {ranks.size} ranks")
+    left = images % size
+    if not recipe.drop_last and 0 < left < max(2, ranks.size):  # BatchNorm needs two samples, each rank one
+        short = f"leaves {left if left > 1 else 'one'} of {images} images over"
+        raise ConfigError(f"batch_size {size} {short}: choose another")
+    steps = recipe.epochs * len(loader)
+    if recipe.averaging != "none" and recipe.averaging_every > steps:
+        raise ConfigError(f"averaging_every {recipe.averaging_every} is more than the run's {steps} steps")

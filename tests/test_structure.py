@@ -52,9 +52,10 @@ ARROWS: dict[str, set[str]] = {
         *{"averaging", "loader", "evaluation", "optim", "profiling", "rank_norm", "ranks", "reporter", "runtime"},
     },
     "summary": {"checkpoint", "data", "loader", "recipes", "reporter", "runs", "runtime"},
+    "outcome": {"figures", "page", "reporter", "runs"},
     "job": {
         *{"trainer", "evaluation", "loader", "data", "nets", "profiling", "ranks", "reporter", "runtime"},
-        *{"checkpoint", "runs", "figures", "page", "whitening", "summary"},
+        *{"checkpoint", "runs", "whitening", "summary", "outcome"},
     },
     "engine": {
         *{"job", "trainer", "evaluation", "data", "nets", "ranks", "recipes", "reporter", "runtime", "memory"},
