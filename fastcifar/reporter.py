@@ -170,15 +170,17 @@ class JsonLinesReporter(NullReporter):
         self._append(_line("epoch", _fields(stats)))
 
     def finish(self, result: RunResult) -> None:
-        """Append the "test" line."""
+        """Append the "test" line, and close: some systems say only then that what was written is lost."""
         fields = _fields(result)
         self._append(_line("test", fields.pop("test") | fields | {"files": dict(result.files)}))
+        with self._writing():
+            self.close()
 
     def close(self) -> None:
         """Close the file."""
-        if self._handle is not None:
-            self._handle.close()
-            self._handle = None
+        handle, self._handle = self._handle, None
+        if handle is not None:
+            handle.close()
 
     def _append(self, line: bytes) -> None:
         if self._handle is None:

@@ -1,6 +1,7 @@
 """The steps in which a block changes files: something of the test's own happens before each of them.
 
-A step is to make a folder or file, to write the first half of some bytes or the second, to flush, rename or remove.
+A step is to make a folder or file, to write the first half of some bytes or the second, to flush, to close
+what was written (some systems first say there that it was lost), to rename or remove.
 
     with steps(folder, lambda kind, path: seen.append(kind)):
         publish_bytes(folder / "a", b"new")
@@ -18,7 +19,7 @@ from unittest import mock
 
 __all__ = ["Before", "Failing", "Kind", "kill_at", "steps"]
 
-Kind: TypeAlias = Literal["open", "mkdir", "write", "fsync", "rename", "remove"]
+Kind: TypeAlias = Literal["open", "mkdir", "write", "fsync", "close", "rename", "remove"]
 Before: TypeAlias = Callable[[Kind, Path], None]
 
 
@@ -41,6 +42,13 @@ def steps(folder: Path, before: Before) -> Iterator[None]:
             self.half = not self.half
             whole = memoryview(content).cast("B")
             return super().write(whole[: -(-len(whole) // 2)] if self.half else whole)
+
+        def close(self) -> None:
+            try:
+                if not self.closed:
+                    step("close", self.name)
+            finally:  # a file is closed also where that failed
+                super().close()
 
     def opened(file: Any, mode: str = "r", buffering: int = -1, *rest: Any, **options: Any) -> Any:
         if isinstance(file, int) or not set(mode) & set("wax+"):
@@ -124,5 +132,5 @@ class Failing:
         self.seen += 1
         if self.seen == self._number or (self._lasting and self.seen > self._number):
             self.failed.append(kind)
-            named = () if kind in ("write", "fsync") else (str(path),)
+            named = () if kind in ("write", "fsync", "close") else (str(path),)
             raise OSError(self.code, os.strerror(self.code), *named)
