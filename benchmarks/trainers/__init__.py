@@ -81,6 +81,6 @@ CONTESTANTS: dict[str, Contestant] = {
 BUDGETS: dict[tuple[str, str], dict[str, tuple[float, ...]]] = {
     ("big", "report"): {"report": (20,), "fast": (2, 3), "long": (27,)},
     ("small", "report"): {"report": (20,), "fast": (2, 3), "long": (31,)},
-    ("fast", "full"): {"fast": (3, 6, 12), "airbench94": (1.15, 2.3, 4.6)},
+    ("fast", "full"): {"fast": (3, 8, 16), "airbench94": (1.15, 2, 4)},
 }
 """(arch, split) -> contestant -> its numbers of epochs, each a run, where the command line gives none."""
