@@ -523,7 +523,6 @@ def test_a_forked_child_can_use_the_kernel():
     code = """
 import os, numpy as np, torch
 from fastcifar.kernels.cpu import CpuKernel, HostOrder
-from fastcifar.kernels.cpu_fields import CACHED
 from fastcifar.kernels.plan import Plan
 torch.set_num_threads(2)
 images = np.random.default_rng(0).integers(0, 256, (300, 16, 16, 3), dtype=np.uint8)

@@ -27,18 +27,15 @@ from fastcifar.kernels.cpu_fields import (
     SCRATCH,
     SLACK,
 )
+from fastcifar.kernels.cpu_random import fill_keys, permute, permute_blocks, philox
 from fastcifar.kernels.cpu_words import (
     bfloat16_bits,
     copy32,
     fetch_add,
-    fill_keys,
     float16_bits,
     get8,
     get64,
     get_float,
-    permute,
-    permute_blocks,
-    philox,
     prefetch,
     put8,
     put16,

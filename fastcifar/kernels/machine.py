@@ -33,7 +33,7 @@ __all__ = ["Functions", "load"]
 
 Functions = Mapping[str, Callable[..., int]]
 
-_SOURCES = ("cpu_fields.py", "cpu_jobs.py", "cpu_loops.py", "cpu_words.py", "machine.py", "rng.py")
+_SOURCES = ("cpu_fields.py", "cpu_jobs.py", "cpu_loops.py", "cpu_random.py", "cpu_words.py", "machine.py", "rng.py")
 _PREFIX = "fastcifar_"
 _lock = threading.Lock()
 _log = logging.getLogger(__name__)
