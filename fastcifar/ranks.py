@@ -18,9 +18,11 @@ import contextlib
 import os
 import re
 import signal
+import threading
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,7 +37,6 @@ __all__ = ["ALONE", "Ranks", "asked_for", "joined"]
 
 _NEEDED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 _GLANCE = 0.02  # seconds between two looks at who has come
-_DECISION = 2.0  # seconds in which the first rank, if it is there, lets the others go
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,8 +182,7 @@ def joined(device: str, stop: StopRequest) -> Iterator[Ranks]:
         try:
             store, rank, _ = next(dist.rendezvous("env://"))  # type: ignore[attr-defined]
             store = dist.PrefixStore(_meeting(store, rank, size, stop), store)  # type: ignore[attr-defined]
-            backend = "cpu:gloo,cuda:nccl" if on_gpus else "gloo"
-            dist.init_process_group(backend, store=store, rank=rank, world_size=size)
+            _connect("cpu:gloo,cuda:nccl" if on_gpus else "gloo", store, rank, size, stop)
         except (RuntimeError, ValueError) as error:
             raise ConfigError(f"the {size} ranks cannot find each other ({one_line(error)})") from None
     elif "cpu:" not in dist.get_backend_config():
@@ -204,7 +204,6 @@ def _meeting(store: Any, rank: int, size: int, stop: StopRequest) -> str:
 
     torchrun's store is the same for all its restarts, and ranks would look for each other where those before them were
     (seen with torch 2.13). So each leaves a number that is new; once all know the first's, the first lets them go.
-    Until then a signal ends the waiting; who has gone on connects in C++, where none is heard, so that all must come.
     """
     own, others = uuid.uuid4().hex, range(1, size)
     deadline = time.monotonic() + dist.default_pg_timeout.total_seconds()
@@ -214,9 +213,7 @@ def _meeting(store: Any, rank: int, size: int, stop: StopRequest) -> str:
         time.sleep(_GLANCE)
         if time.monotonic() > deadline:
             raise RuntimeError(f"waited for {dist.default_pg_timeout}")
-        if stop.signum is not None:
-            with stop.at_once("before training began; nothing was saved"):
-                pass
+        _stop_if_asked(stop)
 
     if rank == 0:
         while not store.check([f"{own} {other}" for other in others]):
@@ -231,14 +228,32 @@ def _meeting(store: Any, rank: int, size: int, stop: StopRequest) -> str:
         if store.check(["seen"]):
             seen = store.get("seen").decode().split()
     store.set(f"{seen[0]} {rank}", "knows")
-    patience = _DECISION
     while not store.check([f"{seen[0]} go"]):
-        if stop.signum is None or patience < 0:
-            pause()
-        else:  # the first may be about to go, if it is there
-            time.sleep(_GLANCE)
-            patience -= _GLANCE
+        pause()
     return seen[0]
+
+
+def _connect(backend: str, store: Any, rank: int, size: int, stop: StopRequest) -> None:
+    """Make the process group; in a thread, as it waits for the others in C++, where Python hears no signal."""
+    made: Future[None] = Future()
+
+    def make() -> None:
+        try:
+            dist.init_process_group(backend, store=store, rank=rank, world_size=size)
+            made.set_result(None)
+        except BaseException as error:
+            made.set_exception(error)
+
+    threading.Thread(target=make, name="fastcifar-ranks", daemon=True).start()  # a stopped process doesn't wait for it
+    while not wait([made], timeout=_GLANCE).done:
+        _stop_if_asked(stop)
+    made.result()
+
+
+def _stop_if_asked(stop: StopRequest) -> None:
+    if stop.signum is not None:
+        with stop.at_once("before training began; nothing was saved"):
+            pass
 
 
 def _number(name: str, default: int) -> int:

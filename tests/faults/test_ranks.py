@@ -184,12 +184,10 @@ def test_a_rank_is_signalled_at_any_moment(prepared: Path, seconds: float, momen
     status = ends_as_torchrun_does(ranks)
     # 130: the first was done with saving when it was asked again, as the other had ended
     expected = {0, 2, 4, 128 + number, 143, 130}
-    if "before training began" in ranks[victim].stderr:  # the other may be connecting to it, in C++, until it is killed
-        expected.add(-signal.SIGKILL)
     assert set(status) <= expected, (status, [rank.stderr for rank in ranks])
     for rank, code in zip(ranks, status, strict=True):  # torch's own store may say something too
         ours = [line for line in rank.stderr.splitlines() if line.startswith("fastcifar: ")]
-        assert len(ours) == (code not in (0, -signal.SIGKILL)), ours
+        assert len(ours) == (code != 0), ours
         assert code != 2 or "the 2 ranks cannot find each other" in rank.stderr
     if status != [0, 0]:
         saved = checkpoint.saved(Path(out) / "checkpoints")
