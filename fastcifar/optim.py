@@ -19,12 +19,20 @@ from fastcifar.muon import Muon
 __all__ = ["build_optimizer", "learning_rate", "resolution", "set_learning_rate"]
 
 
-def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+def build_optimizer(
+    model: nn.Module, recipe: Recipe, *, precision: torch.dtype = torch.float32
+) -> torch.optim.Optimizer:
     """The recipe's optimiser, over three groups: filters and hidden matrices, the head's matrix, vectors.
 
     The head is the last `nn.Linear`. A group's `lr_scale` is its learning rate as a multiple of the recipe's, its
     `decay` the weight decay, which each step applies first and decoupled (Loshchilov & Hutter 2019):
     w <- (1 - lr * decay) * w. Where a GradScaler skips a step, it skips that too.
+
+    Args:
+        model: the net.
+        recipe: which optimiser, and its settings.
+        precision: in which the run makes its matrix products; Muon makes its own in it too where that is bfloat16.
+            In float16 small singular values would be lost.
     """
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
@@ -50,7 +58,8 @@ def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     # Decay is ours, the same for every optimiser; theirs stays off.
     if muon:
         matrices |= {"orthogonal": True, "momentum": recipe.muon_momentum}
-        optimizer = Muon(groups, lr=recipe.lr, momentum=recipe.momentum)
+        products = torch.bfloat16 if precision == torch.bfloat16 else torch.float32
+        optimizer = Muon(groups, lr=recipe.lr, momentum=recipe.momentum, products=products)
     elif recipe.optimizer == "sgd":
         nesterov = recipe.momentum > 0
         optimizer = torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=nesterov, foreach=True)

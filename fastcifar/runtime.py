@@ -139,6 +139,17 @@ def _cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
+def _cpu_model() -> str | None:
+    """Such as "family 26, model 2": virtual machines hide the name."""
+    with contextlib.suppress(OSError, KeyError), open("/proc/cpuinfo", encoding="utf-8", errors="replace") as handle:
+        first, _, _ = handle.read().partition("\n\n")
+        values = {
+            name.strip(): value.strip() for name, _, value in (line.partition(":") for line in first.splitlines())
+        }
+        return f"family {values['cpu family']}, model {values['model']}"
+    return None
+
+
 def _bfloat16_units() -> bool:
     """Whether this CPU multiplies bfloat16 in hardware (AVX512-BF16 or AMX)."""
     capabilities = torch.cpu.get_capabilities()
@@ -228,6 +239,7 @@ def environment() -> dict[str, Any]:
         "scikit-learn": sklearn.__version__,
         "system": platform.platform(),
         "cpu": _cpu_name(),
+        "cpu_model": _cpu_model(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),

@@ -57,7 +57,7 @@ class Trainer:
             if isinstance(module, _BatchNorm):
                 module.momentum = recipe.norm_momentum
         ranks.copy_first_no_sync(self.model.state_dict().values())
-        self.optimizer = build_optimizer(model, recipe)
+        self.optimizer = build_optimizer(model, recipe, precision=runtime.precision)
         self.averaging = Averaging(model, recipe, steps=steps)
         self.scaler = torch.amp.GradScaler(runtime.device.type, enabled=runtime.scale_gradients)
         self.watch = LossWatch(_SKIPS if runtime.scale_gradients else 1)

@@ -43,6 +43,17 @@ def test_singular_values_come_near_one_and_vectors_stay() -> None:
     assert before.max() / before.min() > after.diagonal().max() / after.diagonal().min()
 
 
+@pytest.mark.parametrize(("rows", "columns", "rank"), [(64, 576, 64), (256, 1152, 20)])
+def test_products_in_bfloat16_are_near(rows: int, columns: int, rank: int) -> None:
+    torch.manual_seed(0)
+    steep = torch.randn(rows, rank) * torch.logspace(0, -3, rank)  # singular values over three decades, and noise
+    matrix = steep @ torch.randn(rank, columns) + 1e-4 * torch.randn(rows, columns)
+    found, exact = orthogonalize(matrix[None], torch.bfloat16)[0], slowly(matrix)
+    assert found.dtype == torch.float32
+    assert 1e-4 < (found - exact).norm() / exact.norm() < 0.08  # it really is computed in bfloat16
+    assert torch.linalg.matrix_norm(found, 2) < 1.25
+
+
 def test_zeros_stay_zeros() -> None:
     assert torch.equal(orthogonalize(torch.zeros(2, 3, 4)), torch.zeros(2, 3, 4))
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from fastcifar import muon
 from fastcifar.muon import Muon
 from fastcifar.nets import build_model
 from fastcifar.optim import build_optimizer, learning_rate, resolution, set_learning_rate
@@ -91,6 +92,20 @@ def test_muon_turns_matrices_and_leaves_the_rest_to_sgd() -> None:
     assert isinstance(built, Muon)
     assert [group["orthogonal"] for group in built.param_groups] == [True, False, False]
     assert [group["momentum"] for group in built.param_groups] == [0.6, 0.8, 0.8]
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16, torch.float16])
+def test_muon_multiplies_in_the_runs_bfloat16(precision: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build_model("small", num_classes=10)
+    seen = []
+    found = muon.orthogonalize
+    monkeypatch.setattr(muon, "orthogonalize", lambda x, products: (seen.append(products), found(x, products))[1])
+    optimizer = build_optimizer(model, RECIPES["fast"], precision=precision)
+    for parameter in model.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    optimizer.step()
+    assert set(seen) == {torch.bfloat16 if precision == torch.bfloat16 else torch.float32}
+    assert all(p.dtype == torch.float32 and p.isfinite().all() for p in model.parameters())
 
 
 def test_a_frozen_weight_is_in_no_group() -> None:

@@ -1,5 +1,6 @@
 """The race of recipes: what is run, what is kept, what the runs say together, and what is shown of it."""
 
+import importlib
 import json
 import math
 import os
@@ -223,7 +224,7 @@ def test_entries_are_seed_by_seed_and_take_epochs_from_the_table() -> None:
 @pytest.mark.parametrize(
     ("specs", "changes", "message"),
     [
-        (["slow"], {}, "contestants: unknown 'slow': choose from report, fast, long, airbench94, airbench94-256"),
+        (["slow"], {}, "contestants: unknown 'slow': choose from report, fast, fast-amp, long, long-amp, airbench94, airbench94-amp"),
         (["fast:x"], {}, "contestants: 'fast:x': epochs must be numbers, as in fast:3,11"),
         (["fast"], {"split": "holdout"}, "fast has no budget for arch small, split holdout: say fast:EPOCHS"),
         ([], {"split": "holdout"}, "none has a budget for arch small, split holdout: name them"),
@@ -268,7 +269,7 @@ DUMMY = """
         threads = {name: os.environ[name] for name in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS")}
         recipe = {"affinity": sorted(os.sched_getaffinity(0)), "threads": threads, "change": job.change}
         return Outcome(accuracy=0.5, tta="flip", tta_accuracy=0.6, train_seconds=1.5, eval_seconds=0.5,
-            curve=((1.0, 0.25), (1.5, 0.5)), curve_of="test", batch_size=8, threads=1, recipe=recipe,
+            curve=((1.0, 0.25), (1.5, 0.5)), curve_of="test", batch_size=8, threads=1, precision="float32", recipe=recipe,
             versions={"dummy": "1"})
 """
 
@@ -454,9 +455,10 @@ AIRBENCH = {
         def print_training_details(variables, is_final_entry):
             raise AssertionError("this is the race's to hear")
 
-        def train(loader, epochs):
+        def train(loader, epochs, make_net):
             test = CifarLoader("cifar10", train=False, batch_size=2000)
-            net = torch.nn.Linear(1, 1).half().cuda()
+            net = make_net()
+            assert net(torch.ones(1, 1)).dtype == torch.float32
             assert {loader.images.dtype, net.weight.dtype} == {torch.float32}
             assert loader.made == (True, 4, {"flip": True}, True) and test.labels.tolist() == [8, 9]
             starter, ender = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -475,22 +477,36 @@ AIRBENCH = {
             print_training_details(locals(), is_final_entry=True)
     """,
     "lib_airbench94": """
+        import torch
         from .utils import train
         hyp = {"aug": {"flip": True}, "opt": {"lr": 1.0}}
 
-        def train94(loader, epochs):
-            return train(loader, epochs)
+        class Net(torch.nn.Linear):
+            def forward(self, images):
+                computed_in.append(super().forward(images).dtype)
+                return super().forward(images)
+
+        computed_in = []
+
+        def make_net94():
+            return Net(1, 1).half().cuda()
+
+        def train94(loader, epochs, make_net):
+            return train(loader, epochs, make_net)
     """,
 }
 
 
+@pytest.mark.parametrize("amp", [False, True])
 def test_airbench_is_run_on_the_cpu_from_outside(
-    store: ArrayStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    amp: bool, store: ArrayStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     package = tmp_path / "airbench"
     package.mkdir()
     for name, text in AIRBENCH.items():
         (package / f"{name}.py").write_text(textwrap.dedent(text), encoding="utf-8")
+    for name in [name for name in sys.modules if name.split(".")[0] == "airbench" or name.endswith(".airbench94")]:
+        monkeypatch.delitem(sys.modules, name)  # each is given a package of its own
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.chdir(tmp_path)  # it changes the folder
     monkeypatch.setattr("importlib.metadata.version", lambda name: f"{name} 1")
@@ -501,9 +517,12 @@ def test_airbench_is_run_on_the_cpu_from_outside(
     job = Job(store=store.path, scratch=scratch, split="full", arch="small", epochs=1.5, seed=7)
     state = torch.random.get_rng_state()
     before = (torch.Tensor.half, torch.nn.Module.half, torch.nn.Module.cuda, torch.cuda.Event, torch.cuda.synchronize)
-    found = one.run("benchmarks.trainers.airbench94", [], job, {"batch_size": 4})
+    found = one.run("benchmarks.trainers.airbench94", [], job, {"batch_size": 4, "amp": amp})
     after = (torch.Tensor.half, torch.nn.Module.half, torch.nn.Module.cuda, torch.cuda.Event, torch.cuda.synchronize)
     assert after == before
+    computed_in = importlib.import_module("airbench.lib_airbench94").computed_in
+    assert computed_in == [torch.bfloat16 if amp else torch.float32]
+    assert found["precision"] == ("bfloat16" if amp else "float32")
     assert found["accuracy"] == 0.5
     torch.manual_seed(7)
     torch.nn.Linear(1, 1)
@@ -575,7 +594,7 @@ def test_the_tables_show_the_race(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     ):
         assert line in made.splitlines()
     assert "On the published CIFAR-10; a CPU; torch 2.0." in made
-    assert "made to run on a CPU and in float32" in made
+    assert "made to run on a CPU, with float32 for half" in made
 
 
 def test_errors_are_one_line_and_the_command_shows_what_there_is(

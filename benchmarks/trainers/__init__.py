@@ -49,6 +49,9 @@ class Contestant:
         return self.file == "fastcifar_fit"
 
 
+_AMP = {"amp": True}
+"""In bfloat16 where the CPU has units for it, as --amp does."""
+
 _AIRBENCH: dict[str, Any] = {
     "file": "airbench94",
     "environment": "torch",
@@ -56,7 +59,7 @@ _AIRBENCH: dict[str, Any] = {
     "base": True,
     "net": "airbench94",
     "step": 0.01,
-    "remark": "airbench94 is its package's own code and recipe, made to run on a CPU and in float32",
+    "remark": "airbench94 is its package's own code and recipe, made to run on a CPU, with float32 for half",
 }
 
 CONTESTANTS: dict[str, Contestant] = {
@@ -70,8 +73,18 @@ CONTESTANTS: dict[str, Contestant] = {
             base=True,
         ),
         Contestant(name="fast", title="fastcifar", file="fastcifar_fit", setting={"recipe": "fast"}),
+        Contestant(name="fast-amp", title="fastcifar, --amp", file="fastcifar_fit", setting={"recipe": "fast", **_AMP}),
         Contestant(name="long", title="fastcifar, long", file="fastcifar_fit", setting={"recipe": "long"}),
+        Contestant(
+            name="long-amp", title="fastcifar, long, --amp", file="fastcifar_fit", setting={"recipe": "long", **_AMP}
+        ),
         Contestant(name="airbench94", title="airbench94", setting={"batch_size": 1024}, **_AIRBENCH),
+        Contestant(
+            name="airbench94-amp",
+            title="airbench94, bfloat16",
+            setting={"batch_size": 1024, **_AMP},
+            **{**_AIRBENCH, "remark": "In bfloat16 its net is under autocast, as ours with --amp"},
+        ),
         # Its loss is summed over a batch, so its learning rate holds for any batch size; in the few epochs that a
         # CPU has time for, smaller batches give it more steps than its published 1,024.
         Contestant(name="airbench94-256", title="airbench94, batch 256", setting={"batch_size": 256}, **_AIRBENCH),

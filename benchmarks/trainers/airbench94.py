@@ -1,10 +1,12 @@
 """airbench94, its own published code, on a CPU: what it asks of CUDA is made to mean the CPU, and half to mean float32.
 
+With `amp` its net computes under bfloat16 autocast, the half precision that CPUs have units for.
+
 Its code, net and recipe are the installed package's, changed from outside and for the call only. It is given the
 race's images in the files that its loader makes of the published data; normalisation, order and augmentation are its
 own. Its clock leaves out its evaluations, as it does on a GPU.
 
-    train(job, batch_size=1024).accuracy
+    train(job, batch_size=1024, amp=True).accuracy
 """
 
 import contextlib
@@ -12,7 +14,7 @@ import functools
 import importlib.metadata
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
 
@@ -57,7 +59,21 @@ def on_cpu() -> Iterator[None]:
         yield
 
 
-def train(job: Job, *, batch_size: int) -> Outcome:
+def in_bfloat16(make_net: Callable[[], torch.nn.Module]) -> torch.nn.Module:
+    """The net that `make_net` gives; its weights stay float32, and it computes in bfloat16 where that is enough."""
+    net = make_net()
+    forward = net.forward
+
+    def autocast_forward(images: torch.Tensor) -> torch.Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            logits: torch.Tensor = forward(images)
+        return logits.float()
+
+    net.forward = autocast_forward  # type: ignore[method-assign]
+    return net
+
+
+def train(job: Job, *, batch_size: int, amp: bool = False) -> Outcome:
     """One run of `train94`, which may end within an epoch."""
     folder = job.scratch / _FOLDER
     folder.mkdir()
@@ -76,7 +92,8 @@ def train(job: Job, *, batch_size: int) -> Outcome:
         started = time.perf_counter()
         train_loader = loader(_FOLDER, train=True, batch_size=batch_size, aug=published.hyp["aug"], altflip=True)
         loading = time.perf_counter() - started
-        airbench.train94(train_loader, epochs=job.epochs)
+        make_net = functools.partial(in_bfloat16, published.make_net94) if amp else published.make_net94
+        airbench.train94(train_loader, epochs=job.epochs, make_net=make_net)
         took = time.perf_counter() - started - loading
     *epochs, last = said
     seconds = epochs[-1]["total_time_seconds"]  # in `last` the time of its last evaluation is added
@@ -91,6 +108,7 @@ def train(job: Job, *, batch_size: int) -> Outcome:
         curve_of="test",
         batch_size=batch_size,
         threads=torch.get_num_threads(),
+        precision="bfloat16" if amp else "float32",
         recipe=published.hyp | {"epochs": job.epochs, "batch_size": batch_size},
         versions=versions,
     )

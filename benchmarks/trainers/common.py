@@ -66,6 +66,7 @@ class Outcome:
         curve_of: the part of the data that the curve's accuracies are of: "test" or "validation".
         batch_size: samples in a batch.
         threads: of the framework.
+        precision: type that most is computed in.
         recipe: how it was trained, as far as it can be told.
         versions: package -> version.
     """
@@ -79,5 +80,6 @@ class Outcome:
     curve_of: str
     batch_size: int
     threads: int
+    precision: str
     recipe: dict[str, Any]
     versions: dict[str, str]

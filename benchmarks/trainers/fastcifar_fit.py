@@ -11,11 +11,12 @@ import torch
 
 from benchmarks.trainers.common import Job, Outcome
 from fastcifar import TrainConfig, __version__, fit
+from fastcifar.runtime import choose
 
 __all__ = ["config_of", "train"]
 
 
-def config_of(job: Job, *, recipe: str) -> TrainConfig:
+def config_of(job: Job, *, recipe: str, amp: bool = False) -> TrainConfig:
     """The run's options.
 
     Raises:
@@ -29,14 +30,16 @@ def config_of(job: Job, *, recipe: str) -> TrainConfig:
         epochs=int(job.epochs),
         seed=job.seed,
         device="cpu",
+        amp=amp,
         out=job.scratch / "run",
         change=job.change,
     )
 
 
-def train(job: Job, *, recipe: str) -> Outcome:
+def train(job: Job, *, recipe: str, amp: bool = False) -> Outcome:
     """One run. Its training seconds hold whitening, loader and steps, not the evaluations and checkpoints between."""
-    result = fit(config_of(job, recipe=recipe))
+    config = config_of(job, recipe=recipe, amp=amp)
+    result = fit(config)
     stored = json.loads((result.path / "config.json").read_bytes())
     before, *ends = itertools.accumulate((result.run.warmup_seconds, *(s.train_seconds for s in result.history)))
     return Outcome(
@@ -49,6 +52,7 @@ def train(job: Job, *, recipe: str) -> Outcome:
         curve_of=result.history[-1].evaluated,
         batch_size=stored["recipe"]["batch_size"],
         threads=torch.get_num_threads(),
+        precision=str(choose(config).precision).removeprefix("torch."),
         recipe=stored["recipe"],
         versions={"fastcifar": __version__, "torch": torch.__version__},
     )

@@ -104,7 +104,8 @@ class Pool:
         if mode == "beside" and len(allowed) < 2:
             raise ConfigError("mode beside needs two cores that it can pin processes to: use --mode turn")
         self._slots = [[allowed[0]], [allowed[1]]] if mode == "beside" else [[]]
-        self._cpu = receipt()["cpu"]
+        here = receipt()
+        self._cpu = " ".join(filter(None, (here["cpu"], here["cpu_model"])))
         self._processes: set[subprocess.Popen[bytes]] = set()
         self._ended = False
         self._spans: list[list[float]] = []  # when each run began and ended
@@ -231,8 +232,9 @@ def _recipe(entry: Entry, store: ArrayStore) -> dict[str, Any]:
         package = next(line for line in lines if line.startswith(f"{contestant.package}=="))
         return {"package": package, **contestant.setting}
     find_arch(entry.arch)
-    recipe = resolve(config_of(entry.job(store.path, Path()), **contestant.setting))
-    chosen = {**_chosen(recipe), "augment": _chosen(recipe.augment)}
+    config = config_of(entry.job(store.path, Path()), **contestant.setting)
+    recipe = resolve(config)
+    chosen = {**_chosen(recipe), "augment": _chosen(recipe.augment), **({"amp": True} if config.amp else {})}
     return {name: value for name, value in chosen.items() if name != "epochs"}
 
 
