@@ -107,7 +107,7 @@ def test_no_job_is_kept_when_it_is_over():
 
 
 def test_a_large_batch_is_not_begun(monkeypatch):
-    monkeypatch.setattr(cpu, "CACHED", 50 * 16 * 16 * 3 * 4)
+    monkeypatch.setattr(cpu, "_cached", lambda: 50 * 16 * 16 * 3 * 4)
     kernel, _ = make_kernel()
     kernel.prepare(epoch=0, start=0, size=51)
     assert kernel._ahead == []

@@ -15,9 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastcifar.errors import ConfigError
-from fastcifar.kernels import reference
+from fastcifar.kernels import cpu, reference
 from fastcifar.kernels.cpu import CpuKernel, HostOrder
-from fastcifar.kernels.cpu_fields import CACHED
 from fastcifar.kernels.cpu_words import bfloat16_bits, float16_bits
 from fastcifar.kernels.eager import EagerAugment, EagerKernel
 from fastcifar.kernels.plan import IGNORE, Plan, rows_at, scale_and_shift
@@ -352,20 +351,22 @@ def test_a_plan_that_does_not_fit_is_refused(options, word):
 @pytest.mark.parametrize("side", [32, 31], ids=["whole vectors", "odd ends"])
 @pytest.mark.parametrize("channels_last", [True, False])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-def test_a_batch_that_is_written_past_the_cache_is_that_of_small_ones(dtype, channels_last, side):
+def test_a_batch_that_is_written_past_the_cache_is_that_of_small_ones(dtype, channels_last, side, monkeypatch):
+    monkeypatch.setattr(cpu, "_cached", lambda: 1 << 20)
     images, labels = make_store(800, side, side)
     scale, shift = scale_and_shift("standardize", np.array([90.0, 120.0, 150.0]), np.array([50.0, 60.0, 70.0]))
     options = {"scale": scale, "shift": shift, "dtype": dtype, "channels_last": channels_last}
     kernel = CpuKernel(images, labels, make_plan(800, crop=2, flip="random", cutout=5, seed=3, **options))
     whole, targets = kernel(epoch=1, start=0, size=800)
-    assert whole.nbytes > CACHED > 100 * whole[0].nbytes
-    for start in range(0, 800, 100):
-        part, part_targets = kernel(epoch=1, start=start, size=100)
+    assert whole.nbytes > 1 << 20
+    for start in range(0, 800, 40):
+        part, part_targets = kernel(epoch=1, start=start, size=40)
+        assert part.nbytes < 1 << 20
         bits, of_whole = (
-            np.ascontiguousarray(as_float32(x)).view(np.uint32) for x in (part, whole[start : start + 100])
+            np.ascontiguousarray(as_float32(x)).view(np.uint32) for x in (part, whole[start : start + 40])
         )
         assert np.array_equal(bits, of_whole)
-        assert torch.equal(part_targets, targets[start : start + 100])
+        assert torch.equal(part_targets, targets[start : start + 40])
 
 
 @pytest.mark.parametrize(

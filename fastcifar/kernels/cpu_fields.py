@@ -7,7 +7,6 @@ from fastcifar.kernels.rng import ROUNDS
 __all__ = [
     "AWAKE",
     "BOX_WORDS",
-    "CACHED",
     "CAME",
     "CHUNK",
     "FIELDS",
@@ -26,8 +25,9 @@ __all__ = [
 _STORE = ("images", "labels", "rows", "offset", "samples", "bytes", "height", "width", "channels")
 _ORDERED = ("key0", "key1", "order", "block_size", "window")
 _DRAWN = ("crop", "zero", "flip", "cutout")
-FIELDS: Final = (*_STORE, *_ORDERED, *_DRAWN, "dtype", "planar", "period", "a", "b")
-"""What the parameters hold, int64 each; `images`, `labels`, `rows` (0: a range), `a` and `b` are addresses."""
+FIELDS: Final = (*_STORE, *_ORDERED, *_DRAWN, "dtype", "planar", "period", "a", "b", "cached")
+"""What the parameters hold, int64 each; `images`, `labels`, `rows` (0: a range), `a` and `b` are addresses. A batch of
+more than `cached` bytes is written past the cache."""
 
 FUNCTIONS: Final = {"work": 3, "post": 2, "leave": 2, "order_rows": 5, "touch": 4}
 """The functions of `cpu_jobs` and `cpu_loops`, and how many int64 each takes; each gives one back."""
@@ -47,10 +47,6 @@ helpers that are just looking at it, and helpers that serve. Zeros at first."""
 
 CHUNK: Final = 8
 """Images a thread takes at a time: 9 us of work, so two threads end within 9 us of each other."""
-
-CACHED: Final = 4 << 20
-"""Bytes of the largest batch that is written to the cache: of larger ones the last few leave it before they are written
-anew, and all that is written would first be read from memory."""
 
 SLACK: Final = 32
 """Bytes that a run may read or write beyond its end; every staging buffer has as many on both sides."""

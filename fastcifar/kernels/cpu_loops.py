@@ -18,7 +18,6 @@ Legend: H x W pixels, C channels.
 import numpy as np
 
 from fastcifar.kernels.cpu_fields import (
-    CACHED,
     CAME,
     CHUNK,
     KEYS,
@@ -198,7 +197,7 @@ def make(job):
     height, width, channels = get64(p, 6), get64(p, 7), get64(p, 8)
     key0, key1, crop, zero = np.uint64(get64(p, 9)), np.uint64(get64(p, 10)), get64(p, 14), get64(p, 15) != 0
     flipping, cutout, dtype, planar = get64(p, 16), get64(p, 17), get64(p, 18), get64(p, 19) != 0
-    period, a, b = get64(p, 20), get64(p, 21), get64(p, 22)
+    period, a, b, cached = get64(p, 20), get64(p, 21), get64(p, 22), get64(p, 23)
     elements = height * width * channels
     span, day = np.uint64(2 * crop + 1), np.uint64(epoch)
     padded_size = (elements + 2 * SLACK + 7) // 8 * 8
@@ -208,7 +207,7 @@ def make(job):
     stage, planes = bounce + padded_size, bounce + 2 * padded_size
     item = 4 if dtype == 0 else 2
     fill_keys(keys, get64(p, 11), samples, get64(p, 12), day, key0, key1)
-    past_cache = size * elements * item > CACHED and period * item % 32 == 0 and out % 32 == 0
+    past_cache = size * elements * item > cached and period * item % 32 == 0 and out % 32 == 0
     steps_per_factor = elements // period // (channels if planar else 1)
 
     while True:
