@@ -2,11 +2,12 @@
 
     python -m benchmarks.training_step [--only WORD] [--seconds 0.3] [--repeats 11]
 
-For each net and batch size, in turn in one process, recipe fast, float32, channels-last:
+For each net and batch size, in float32 and, where the CPU has units for it, as --amp does in bfloat16; in turn in one
+process, recipe fast, channels-last:
 
 - step: as in an epoch, on batches that the loader makes (32x32 pixels);
 - same batch: the same step on one batch, again and again; what the first takes longer is input and bookkeeping;
-- bare: the net's convolutions and matrix products alone, forward and backward, on tensors of the same shapes;
+- bare: the net's convolutions and matrix products alone, forward and backward, on tensors of the same shapes and types;
 - reduced: the step on one batch, reduced to 20x20 pixels first;
 - batches: the loader alone.
 """
@@ -33,7 +34,7 @@ from fastcifar.memory import keep_freed
 from fastcifar.nets import ARCHS
 from fastcifar.profiling import scoped_batches
 from fastcifar.recipes import RECIPES
-from fastcifar.runtime import choose
+from fastcifar.runtime import Runtime, choose
 from fastcifar.trainer import Trainer
 
 BATCH_SIZES = (64, 250)
@@ -46,7 +47,7 @@ def bare_work(model: nn.Module, images: Tensor) -> list[Callable[[], tuple[Tenso
     """Forward and backward of each convolution and matrix product of `model`, with no more than a step needs.
 
     Args:
-        model: in train mode.
+        model: in train mode. Under autocast its layers compute in another type, and so does the work.
         images: floating [B, C, H, W], channels-last. Nothing needs their gradient, so the first layer's is left out.
 
     Returns:
@@ -56,8 +57,9 @@ def bare_work(model: nn.Module, images: Tensor) -> list[Callable[[], tuple[Tenso
 
     def look(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         wanted = [inputs[0].requires_grad, layer.weight.requires_grad]
-        given = inputs[0].detach().clone()  # keeps the memory layout
-        weight, gradient = layer.weight.detach().clone(), torch.randn_like(output.detach())
+        # copies keep the memory layout
+        given, weight = (tensor.detach().to(output.dtype, copy=True) for tensor in (inputs[0], layer.weight))
+        gradient = torch.randn_like(output.detach())
         if isinstance(layer, nn.Conv2d):
             found.append(_convolution(layer, given, weight, gradient, wanted))
         else:
@@ -110,9 +112,10 @@ def speed(work: Callable[[], object], images: int, seconds: float) -> Callable[[
     return measure
 
 
-def contestants(arch: str, loader: Loader, recipe: Recipe, seconds: float) -> dict[str, Callable[[], float]]:
+def contestants(
+    arch: str, loader: Loader, recipe: Recipe, runtime: Runtime, seconds: float
+) -> dict[str, Callable[[], float]]:
     """What races, by name; images a second each."""
-    runtime = choose(TrainConfig(device="cpu"))
     trainers = [
         Trainer(
             build_model(arch, num_classes=10), dataclasses.replace(recipe, resolutions=stages), runtime, steps=_STEPS
@@ -122,7 +125,8 @@ def contestants(arch: str, loader: Loader, recipe: Recipe, seconds: float) -> di
     for trainer in trainers:
         trainer.model.train()
     images, labels = loader.batch(0, 0)
-    layers = bare_work(trainers[0].model, images)
+    with runtime.autocast():
+        layers = bare_work(trainers[0].model, images)
     batches = _endless(loader)
 
     def bare() -> None:
@@ -174,15 +178,21 @@ def main(arguments: list[str]) -> None:
     options = parser.parse_args(arguments)
     store, recipe = MemoryStore(noise(50_000, 32)), RECIPES["fast"]
     keep_freed()  # as `fit` does
+    runtimes = {
+        runtime.precision: runtime for runtime in (choose(TrainConfig(device="cpu", amp=amp)) for amp in (False, True))
+    }
     results = []
-    for arch, batch_size in itertools.product((name for name in ARCHS if options.only in name), BATCH_SIZES):
+    archs = [name for name in ARCHS if options.only in name]
+    for arch, batch_size, runtime in itertools.product(archs, BATCH_SIZES, runtimes.values()):
+        precision = str(runtime.precision).removeprefix("torch.")
+        title = f"{arch}, batch {batch_size}, {precision}"
         loader = Loader(store, batch_size=batch_size, augment=recipe.augment, scaling=recipe.scaling, drop_last=True)
         torch.manual_seed(0)
-        raced = alternate(contestants(arch, loader, recipe, options.seconds), repeats=options.repeats)
+        raced = alternate(contestants(arch, loader, recipe, runtime, options.seconds), repeats=options.repeats)
         if failed := next((result["failed"] for result in raced.values() if "failed" in result), None):
-            raise SystemExit(f"{arch}, batch {batch_size}: {failed}")
-        results.append({"arch": arch, "batch_size": batch_size, "raced": raced, "shares": shares(raced)})
-        title = f"{arch}, batch {batch_size}"
+            raise SystemExit(f"{title}: {failed}")
+        about = {"arch": arch, "batch_size": batch_size, "precision": precision}
+        results.append({**about, "raced": raced, "shares": shares(raced)})
         for name, result in raced.items():
             print(f"{title}: {result['median']:10,.1f} +- {result['interval95']:8,.1f} images/s  {name}")
         for name, share in results[-1]["shares"].items():

@@ -55,6 +55,14 @@ def test_the_bare_work_is_what_autograd_does() -> None:
             assert found[0].is_contiguous(memory_format=torch.channels_last)
 
 
+def test_the_bare_work_is_done_in_the_type_of_the_step() -> None:
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        works = bare_work(build_model("tiny", num_classes=3), torch.randn(2, 3, 32, 32))
+    found = [part for work in works for part in work() if part is not None]
+    assert len(found) == 3 * 6 - 1
+    assert {part.dtype for part in found} == {torch.bfloat16}
+
+
 def test_weights_that_stay_are_left_out() -> None:
     model = build_model("tiny", num_classes=3)
     next(model.parameters()).requires_grad_(False)
@@ -78,18 +86,21 @@ def test_shares_are_taken_round_by_round() -> None:
 
 
 def test_it_runs_and_its_table_shows_what_it_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
     monkeypatch.setattr(harness, "RESULTS", tmp_path)
     monkeypatch.setattr(readme_tables, "RESULTS", tmp_path)
     monkeypatch.setattr(training_step, "BATCH_SIZES", (4,))
     monkeypatch.setattr(training_step, "noise", lambda count, side: some_images(8, side))
     training_step.main(["--only", "tiny", "--seconds", "0.001", "--repeats", "2"])
     content: dict[str, Any] = json.loads((tmp_path / "training_step.json").read_text())
-    (entry,) = content["results"]
-    assert (entry["arch"], entry["batch_size"]) == ("tiny", 4)
-    assert all(math.isfinite(result["median"]) and result["median"] > 0 for result in entry["raced"].values())
+    entry, other = content["results"]
+    assert (entry["arch"], entry["batch_size"]) == (other["arch"], other["batch_size"]) == ("tiny", 4)
+    assert [entry["precision"], other["precision"]] == ["float32", "bfloat16"]
+    results = [*entry["raced"].values(), *other["raced"].values()]
+    assert all(math.isfinite(result["median"]) and result["median"] > 0 for result in results)
     text = "\n".join(readme_tables.markers("training-step"))
     made = readme_tables.with_tables(text)
-    row = next(line for line in made.splitlines() if line.startswith("| tiny, 4 |"))
+    row = next(line for line in made.splitlines() if line.startswith("| tiny, 4, float32 |"))
     cells = [cell.strip() for cell in row.strip("|").split("|")]
     assert cells[1] == readme_tables.measured(entry["raced"]["step"])
     assert cells[5] == f"{readme_tables.measured(entry['shares']['of bare'], unit=0.01, digits=1)} %"

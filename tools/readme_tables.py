@@ -168,7 +168,7 @@ def training_step_table(content: Mapping[str, Any]) -> list[str]:
         raced, shares = entry["raced"], entry["shares"]
         rows.append(
             [
-                f"{entry['arch']}, {entry['batch_size']}",
+                f"{entry['arch']}, {entry['batch_size']}, {entry['precision']}",
                 measured(raced["step"]),
                 f"{measured(shares['input'], unit=0.01, digits=1)} %",
                 f"{measured(shares['batches'], unit=0.01, digits=2)} %",
@@ -179,13 +179,13 @@ def training_step_table(content: Mapping[str, Any]) -> list[str]:
         )
     side = content["reduced"]
     head = [
-        *("net, batch", "images/s (95 % interval)", "more than on one batch again and again", "making the batch"),
+        *("net, batch, type", "images/s (95 % interval)", "more than on one batch again and again", "making the batch"),
         *("convolutions and products alone", "the step's share of it", f"times faster at {side}x{side}"),
     ]
     note = (
-        "`python -m benchmarks.training_step`: recipe fast, float32, channels-last, 32x32 pixels, in turn in one "
-        "process; forward and backward, optimiser and sums included, and nothing left out of what a run does for a "
-        f"step. {where(content)}."
+        "`python -m benchmarks.training_step`: recipe fast, channels-last, 32x32 pixels; bfloat16 is what --amp "
+        "computes in; in turn in one process; forward and backward, optimiser and sums included, and nothing left out "
+        f"of what a run does for a step. {where(content)}."
     )
     return [*grid(head, rows), "", note]
 

@@ -55,6 +55,9 @@ __all__ = ["make", "order_rows", "touch"]
 _LOW, _32, _31, _16, _1, _0 = (np.uint64(x) for x in (0xFFFFFFFF, 32, 31, 16, 1, 0))
 _HALF = np.uint64(0xFFFF)
 _AUGMENT, _FIRST_FLIP = np.uint64(AUGMENT), np.uint64(FIRST_FLIP)
+# Images whose lines are asked for before their turn. With 1 an image of 16x16 took 1.7 times as long among a million as
+# among 10,000; with 2, 1.1 times.
+_AHEAD = 2
 
 
 @word
@@ -216,10 +219,16 @@ def make(job):
             break
         count = min(CHUNK, size - first)
         for i in range(count):
-            put64(taken, i, _row(p, start + first + i, day, keys))
+            row = _row(p, start + first + i, day, keys)
+            put64(taken, i, row)
+            prefetch(images + row * elements)  # its page, too
+            prefetch(labels + 8 * row)
+        for i in range(min(_AHEAD, count)):
+            for line in range(64, elements, 64):
+                prefetch(images + get64(taken, i) * elements + line)
         for i in range(count):
             row = get64(taken, i)
-            following = images + get64(taken, min(i + 1, count - 1)) * elements
+            following = images + get64(taken, min(i + _AHEAD, count - 1)) * elements
             low, high = np.uint64(row) & _LOW, np.uint64(row) >> _32
             put64(targets, first + i, get64(labels, row))
             w0, w1, w2, w3 = philox(low, high, day, _AUGMENT, key0, key1)
