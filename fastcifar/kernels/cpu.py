@@ -99,7 +99,7 @@ class CpuKernel:
         self._parameters = np.array([values[name] for name in FIELDS], dtype=np.int64)
         self._parameters_at = self._parameters.ctypes.data
         elements = height * width * channels
-        self._scratch_words = 3 * -(-(elements + 2 * SLACK) // 8) + KEYS + CHUNK  # as `make` cuts it
+        self._scratch_words = 3 * -(-(elements + 2 * SLACK) // 8) + KEYS + 2 * CHUNK  # as `make` cuts it
         self._buffers: list[tuple[NDArray[Any], weakref.ref[NDArray[Any]]]] = []
         self._lending = threading.Lock()
         self._kept = (self._images, self._labels, self._rows, self._a, self._b, self._parameters)
