@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fastcifar.errors import ConfigError
+from fastcifar.kernels import norms
 
 __all__ = [
     "ARCHS",
@@ -60,11 +61,19 @@ _LOGIT_SCALE = 1 / 9
 class ConvNet(nn.Module):
     """A net described by an `Arch`.
 
+    In training on a CPU, channels-last, its ReLUs, BatchNorms and pools run as one operation (see `norms`); their
+    modules hold the parameters, and their forward hooks are not called then.
+
     Args:
         arch: the shape.
         num_classes: number of logits, K.
         in_channels: channels of the images, C.
+
+    Attributes:
+        fused: whether they may; False runs each module, as PyTorch does.
     """
+
+    fused = True
 
     def __init__(self, arch: Arch, *, num_classes: int, in_channels: int = 3) -> None:
         super().__init__()
@@ -91,8 +100,20 @@ class ConvNet(nn.Module):
         Returns:
             floating [B, K].
         """
-        logits: Tensor = self.classifier(self.features(images))
+        logits: Tensor = self.classifier(self._fused(images) if self.fused else self.features(images))
         return logits
+
+    def _fused(self, values: Tensor) -> Tensor:
+        layers = list(self.features)
+        while layers:
+            layer, *layers = layers
+            if isinstance(layer, nn.ReLU) and norms.fits(values, layers[0]):
+                pool = len(layers) > 1 and isinstance(layers[1], nn.MaxPool2d)
+                values = norms.relu_norm(values, layers[0], pool=pool)  # type: ignore[arg-type]  # `fits` looked
+                layers = layers[1 + pool :]
+            else:
+                values = layer(values)
+        return values
 
 
 class FastNet(nn.Module):

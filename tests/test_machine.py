@@ -47,7 +47,7 @@ def works(functions: machine.Functions) -> bool:
     return functions["leave"](box.ctypes.data, 0) == TAKING
 
 
-def no_compiling() -> bytes:
+def no_compiling(part: machine.Part) -> bytes:
     raise AssertionError("the kept code was not used")
 
 
@@ -89,7 +89,7 @@ def _folder(path: Path) -> None:
 def test_code_that_is_no_good_is_made_anew(kept: Path, monkeypatch: pytest.MonkeyPatch, damage: object) -> None:
     code, compiled = machine._read(kept), []
     damage(kept)  # type: ignore[operator]
-    monkeypatch.setattr(machine, "_compile", lambda: compiled.append(1) or code)
+    monkeypatch.setattr(machine, "_compile", lambda part: compiled.append(1) or code)
     assert works(machine.load())
     assert compiled
     if damage is not _folder:
@@ -99,7 +99,7 @@ def test_code_that_is_no_good_is_made_anew(kept: Path, monkeypatch: pytest.Monke
 
 def test_works_where_nothing_can_be_kept(kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     code = machine._read(kept)
-    monkeypatch.setattr(machine, "_compile", lambda: code)
+    monkeypatch.setattr(machine, "_compile", lambda part: code)
     monkeypatch.setattr(machine, "_folders", lambda: [Path(os.devnull) / "nowhere"])
     assert works(machine.load())
 

@@ -15,7 +15,7 @@ ARROWS: dict[str, set[str]] = {
     "publish": set(),
     "metrics": set(),
     "signals": set(),
-    "nets": set(),
+    "nets": {"kernels"},
     "batch_op": set(),
     "mixing": {"kernels"},
     "policies": {"kernels", "policy_stages"},

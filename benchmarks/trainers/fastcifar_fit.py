@@ -11,6 +11,7 @@ import torch
 
 from benchmarks.trainers.common import Job, Outcome
 from fastcifar import TrainConfig, __version__, fit
+from fastcifar.nets import ConvNet
 from fastcifar.runtime import choose
 
 __all__ = ["config_of", "train"]
@@ -37,8 +38,12 @@ def config_of(job: Job, *, recipe: str, amp: bool = False) -> TrainConfig:
 
 
 def train(job: Job, *, recipe: str, amp: bool = False) -> Outcome:
-    """One run. Its training seconds hold whitening, loader and steps, not the evaluations and checkpoints between."""
+    """One run. Its training seconds hold whitening, loader and steps, not the evaluations and checkpoints between.
+
+    The report's recipe runs PyTorch's modules one by one, as its listing does.
+    """
     config = config_of(job, recipe=recipe, amp=amp)
+    ConvNet.fused = recipe != "report"
     result = fit(config)
     stored = json.loads((result.path / "config.json").read_bytes())
     before, *ends = itertools.accumulate((result.run.warmup_seconds, *(s.train_seconds for s in result.history)))

@@ -1,10 +1,10 @@
-"""The machine code of the CPU kernel: compiled by numba the first time, kept on disk, and loaded without numba.
+"""The machine code of the CPU's kernels: compiled by numba the first time, kept on disk, and loaded without numba.
 
 Importing numba takes 0.3 s and compiling 7 s; loading what is kept takes 0.03 s. It writes, atomically, one
 file: to `__pycache__` beside this module, or where that cannot be written to the user's cache folder. A file
 that anybody else could have written is not loaded.
 
-    functions = load()
+    functions = load()                               # of the batch kernel; load(NORMS): of `norms`
     functions["work"](0, job, spins)                 # int64 all; runs without Python's lock
 
 The key of a file is everything that the code depends on: the sources, numba, LLVM and the processor.
@@ -14,6 +14,7 @@ import contextlib
 import ctypes
 import functools
 import hashlib
+import importlib
 import importlib.metadata
 import logging
 import os
@@ -21,39 +22,65 @@ import stat
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import llvmlite.binding as llvm
 import platformdirs
 
-from fastcifar.kernels.cpu_fields import FUNCTIONS
+from fastcifar.kernels import cpu_fields, norm_fields
 from fastcifar.publish import publish_bytes
 
-__all__ = ["Functions", "load"]
+__all__ = ["BATCH", "NORMS", "Functions", "Part", "load"]
 
 Functions = Mapping[str, Callable[..., int]]
 
-_SOURCES = ("cpu_fields.py", "cpu_jobs.py", "cpu_loops.py", "cpu_random.py", "cpu_words.py", "machine.py", "rng.py")
+
+class Part(NamedTuple):
+    """Functions that are compiled, kept and loaded together.
+
+    Attributes:
+        name: of its file.
+        modules: those that define the functions.
+        sources: the modules beside these that their code depends on.
+        functions: each one's name, and how many int64 it takes.
+    """
+
+    name: str
+    modules: tuple[str, ...]
+    sources: tuple[str, ...]
+    functions: tuple[tuple[str, int], ...]
+
+
+BATCH = Part(
+    "kernel",
+    ("cpu_loops", "cpu_jobs"),
+    ("cpu_fields", "cpu_random", "cpu_words", "machine", "rng"),
+    tuple(cpu_fields.FUNCTIONS.items()),
+)
+NORMS = Part(
+    "norms", ("norm_loops",), ("cpu_words", "lanes", "machine", "norm_fields"), tuple(norm_fields.FUNCTIONS.items())
+)
+
 _PREFIX = "fastcifar_"
 _lock = threading.Lock()
 _log = logging.getLogger(__name__)
 
 
-def load() -> Functions:
-    """What `cpu_jobs` and `cpu_loops` define, by name; the first call loads or compiles it, others wait for it."""
+def load(part: Part = BATCH) -> Functions:
+    """A part's functions, by name; the first call loads or compiles them, others wait for it."""
     with _lock:
-        return _load()
+        return _load(part)
 
 
 @functools.cache
-def _load() -> Functions:
+def _load(part: Part) -> Functions:
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
-    name = f"fastcifar-kernel-{_key()}.bin"
+    name = f"fastcifar-{part.name}-{_key(part)}.bin"
     for folder in _folders():
         with contextlib.suppress(OSError, ValueError):
-            return _link(_read(folder / name))
-    code = _compile()
+            return _link(_read(folder / name), part)
+    code = _compile(part)
     for folder in _folders():
         with contextlib.suppress(OSError):
             folder.mkdir(parents=True, exist_ok=True)
@@ -61,39 +88,39 @@ def _load() -> Functions:
             break
     else:
         _log.info("the CPU kernel's code cannot be kept: each process compiles it anew")
-    return _link(code)
+    return _link(code, part)
 
 
 def _folders() -> list[Path]:
     return [Path(__file__).parent / "__pycache__", platformdirs.user_cache_path("fastcifar")]
 
 
-def _key() -> str:
+def _key(part: Part = BATCH) -> str:
     parts = [llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten(), llvm.get_process_triple()]
     parts += [importlib.metadata.version(name) for name in ("numba", "llvmlite")]
     digest = hashlib.sha256("\n".join(parts).encode())
-    for name in _SOURCES:
-        digest.update((Path(__file__).parent / name).read_bytes())
+    for name in sorted(part.modules + part.sources):
+        digest.update((Path(__file__).parent / f"{name}.py").read_bytes())
     return digest.hexdigest()[:16]
 
 
-def _compile() -> bytes:
-    """An object file with the functions of `cpu_jobs` and `cpu_loops`, which calls nothing but libc."""
+def _compile(part: Part) -> bytes:
+    """An object file with a part's functions, which calls nothing but libc."""
     from numba import cfunc, types
 
-    from fastcifar.kernels import cpu_jobs, cpu_loops
-
-    sources = {**vars(cpu_loops), **vars(cpu_jobs)}
+    sources: dict[str, Any] = {}
+    for module in part.modules:
+        sources.update(vars(importlib.import_module(f"{__package__}.{module}")))
     whole = llvm.parse_assembly("")
-    for name, count in FUNCTIONS.items():
+    for name, count in part.functions:
         made = cfunc(types.int64(*[types.int64] * count), error_model="numpy")(sources[name])
-        module = llvm.parse_assembly(made._library.get_llvm_str())
-        for function in module.functions:
+        code = llvm.parse_assembly(made._library.get_llvm_str())
+        for function in code.functions:
             if function.name == made._wrapper_name:
                 function.name = _PREFIX + name
             elif not function.is_declaration:
                 function.linkage = "internal"  # so that it goes into its caller, and what handles its errors goes
-        whole.link_in(module)
+        whole.link_in(code)
     machine = _machine()
     builder = llvm.create_pass_builder(machine, llvm.create_pipeline_tuning_options(speed_level=2))
     builder.getModulePassManager().run(whole, builder)
@@ -129,13 +156,13 @@ def _read(path: Path) -> bytes:
     return content[32:]
 
 
-def _link(code: bytes) -> Functions:
+def _link(code: bytes, part: Part) -> Functions:
     engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), _machine())
     engine.add_object_file(llvm.ObjectFileRef.from_data(code))
     engine.finalize_object()
     functions = {
         name: ctypes.CFUNCTYPE(ctypes.c_int64, *[ctypes.c_int64] * count)(engine.get_function_address(_PREFIX + name))
-        for name, count in FUNCTIONS.items()
+        for name, count in part.functions
     }
     engine.detach()  # the code stays to the process's end: a helper may be in it even then
     return functions

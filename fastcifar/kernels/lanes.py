@@ -1,0 +1,154 @@
+"""Vectors of sixteen numbers for the CPU's compiled loops: numba has no such type, and LLVM has.
+
+    values = load_bfloat16(address)            # sixteen channels of a pixel
+    store_float32(address, fma(scale, relu(values), shift))
+
+Where LLVM is left to find vectors itself it must ask at each loop whether what is written overlaps what is read, which
+here costs as much as the loop. Addresses are int64 and may have any alignment.
+"""
+
+# numba infers the types of its words, and not Python's.
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, misc"
+
+from collections.abc import Callable
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic, models, register_model
+
+__all__ = [
+    "LANES",
+    "add",
+    "equal",
+    "fma",
+    "load_bfloat16",
+    "load_codes",
+    "load_float32",
+    "more",
+    "pick",
+    "pick_code",
+    "relu",
+    "splat",
+    "splat_code",
+    "store_bfloat16",
+    "store_codes",
+    "store_float32",
+    "subtract",
+]
+
+LANES = 16
+_FLOAT, _BYTE, _BIT, _HALF, _WORD = ir.FloatType(), ir.IntType(8), ir.IntType(1), ir.IntType(16), ir.IntType(32)
+
+
+class _Lanes(types.Type):
+    """Sixteen of an LLVM type, by value."""
+
+    def __init__(self, name: str, element: Any) -> None:
+        super().__init__(name=f"Lanes({name})")
+        self.vector = ir.VectorType(element, LANES)
+
+
+@register_model(_Lanes)
+class _LanesModel(models.PrimitiveModel):
+    def __init__(self, manager: Any, kind: Any) -> None:
+        super().__init__(manager, kind, kind.vector)
+
+
+_floats, _codes, _mask = _Lanes("float32", _FLOAT), _Lanes("uint8", _BYTE), _Lanes("bool", _BIT)
+
+
+def _word(result: Any, takes: tuple[Any, ...], generate: Callable[..., Any]) -> Any:
+    """An intrinsic of `takes`, whose LLVM code `generate(builder, *values)` writes; without a result it gives None."""
+
+    def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        value = generate(builder, *arguments)
+        return context.get_dummy_value() if result is types.void else value
+
+    def typed(typingctx: Any, *given: Any) -> Any:
+        return result(*takes), build
+
+    return intrinsic(_OF_COUNT[len(takes)](typed))
+
+
+# numba reads the number of arguments from the function's signature
+_OF_COUNT: dict[int, Callable[[Any], Any]] = {
+    1: lambda typed: lambda typingctx, a: typed(typingctx, a),
+    2: lambda typed: lambda typingctx, a, b: typed(typingctx, a, b),
+    3: lambda typed: lambda typingctx, a, b, c: typed(typingctx, a, b, c),
+}
+
+
+def _load(element: Any) -> Callable[..., Any]:
+    def generate(builder: Any, address: Any) -> Any:
+        return builder.load(builder.inttoptr(address, ir.VectorType(element, LANES).as_pointer()), align=1)
+
+    return generate
+
+
+def _store(builder: Any, address: Any, value: Any) -> None:
+    builder.store(value, builder.inttoptr(address, value.type.as_pointer()), align=1)
+
+
+def _constant(element: Any, value: Any) -> Any:
+    return ir.Constant(ir.VectorType(element, LANES), [value] * LANES)
+
+
+def _widen(builder: Any, address: Any) -> Any:
+    """The upper half of a float32 is a bfloat16."""
+    words = builder.zext(_load(_HALF)(builder, address), ir.VectorType(_WORD, LANES))
+    return builder.bitcast(builder.shl(words, _constant(_WORD, 16)), _floats.vector)
+
+
+def _narrow(builder: Any, address: Any, value: Any) -> None:
+    """Rounded to nearest, ties to even; a NaN stays one."""
+    x = builder.bitcast(value, ir.VectorType(_WORD, LANES))
+    odd = builder.and_(builder.lshr(x, _constant(_WORD, 16)), _constant(_WORD, 1))
+    rounded = builder.add(builder.add(x, _constant(_WORD, 0x7FFF)), odd)
+    rounded = builder.select(builder.fcmp_unordered("uno", value, value), _constant(_WORD, 0x7FC00000), rounded)
+    upper = builder.lshr(rounded, _constant(_WORD, 16))
+    _store(builder, address, builder.trunc(upper, ir.VectorType(_HALF, LANES)))
+
+
+def _fma(builder: Any, a: Any, b: Any, c: Any) -> Any:
+    name = f"llvm.fma.v{LANES}f32"
+    kind = ir.FunctionType(a.type, [a.type] * 3)
+    return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), [a, b, c])
+
+
+def _splat(kind: Any) -> Callable[..., Any]:
+    def generate(builder: Any, value: Any) -> Any:
+        first = builder.insert_element(ir.Constant(kind.vector, ir.Undefined), value, _WORD(0))
+        return builder.shuffle_vector(first, first, ir.Constant(ir.VectorType(_WORD, LANES), [0] * LANES))
+
+    return generate
+
+
+def _relu(builder: Any, value: Any) -> Any:
+    """Zero where it is below; a NaN stays one."""
+    zero = _constant(_FLOAT, 0.0)
+    return builder.select(builder.fcmp_ordered("<", value, zero), zero, value)
+
+
+def _more(builder: Any, a: Any, b: Any) -> Any:
+    return builder.fcmp_unordered(">", a, b)
+
+
+_address = types.int64
+load_float32 = _word(_floats, (_address,), _load(_FLOAT))
+load_bfloat16 = _word(_floats, (_address,), _widen)
+load_codes = _word(_codes, (_address,), _load(_BYTE))
+store_float32 = _word(types.void, (_address, _floats), _store)
+store_bfloat16 = _word(types.void, (_address, _floats), _narrow)
+store_codes = _word(types.void, (_address, _codes), _store)
+splat = _word(_floats, (types.float32,), _splat(_floats))
+splat_code = _word(_codes, (types.uint8,), _splat(_codes))
+add = _word(_floats, (_floats, _floats), lambda builder, a, b: builder.fadd(a, b))
+subtract = _word(_floats, (_floats, _floats), lambda builder, a, b: builder.fsub(a, b))
+fma = _word(_floats, (_floats, _floats, _floats), _fma)
+relu = _word(_floats, (_floats,), _relu)
+more = _word(_mask, (_floats, _floats), _more)
+equal = _word(_mask, (_codes, _codes), lambda builder, a, b: builder.icmp_unsigned("==", a, b))
+pick = _word(_floats, (_mask, _floats, _floats), lambda builder, mask, a, b: builder.select(mask, a, b))
+pick_code = _word(_codes, (_mask, _codes, _codes), lambda builder, mask, a, b: builder.select(mask, a, b))
