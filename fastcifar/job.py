@@ -19,7 +19,7 @@ from fastcifar.errors import CheckpointError, ConfigError, DivergedError, Output
 from fastcifar.evaluation import Evaluation, StopSeenError, eval_loader, evaluate, test_stats
 from fastcifar.loader import Loader
 from fastcifar.metrics import EpochStats, LossNotFiniteError, TestStats, not_finite
-from fastcifar.nets import build_model, count_parameters
+from fastcifar.nets import build_model, count_parameters, prepare
 from fastcifar.outcome import outcome, write_pages
 from fastcifar.profiling import StepProfiler
 from fastcifar.ranks import ALONE, Ranks
@@ -215,6 +215,8 @@ class Job:
                     raise
                 reason = " ".join(str(error).split())[:200]
                 raise ConfigError(f"compile: the net cannot be compiled here ({reason}): use --compile off") from None
+        else:
+            prepare(self.trainer.model, self.rt.device)
         return time.perf_counter() - started
 
     def _diverged(self, what: str, step: int) -> DivergedError:

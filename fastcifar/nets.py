@@ -25,6 +25,7 @@ __all__ = [
     "check_image_size",
     "count_parameters",
     "find_arch",
+    "prepare",
 ]
 
 
@@ -192,6 +193,12 @@ def build_model(name: str, *, num_classes: int, in_channels: int = 3) -> nn.Modu
     if isinstance(arch, FastArch):
         return FastNet(arch, num_classes=num_classes, in_channels=in_channels)
     return ConvNet(arch, num_classes=num_classes, in_channels=in_channels)
+
+
+def prepare(model: nn.Module, device: torch.device) -> None:
+    """Load or compile what a net runs in training on a device, so that no step waits for it."""
+    if device.type == "cpu" and isinstance(model, ConvNet) and model.fused:
+        norms.prepare()
 
 
 def check_image_size(height: int, width: int) -> None:

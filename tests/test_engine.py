@@ -21,6 +21,7 @@ from fastcifar.data.writer import SourceFile, write_store
 from fastcifar.engine import evaluate, evaluate_run, fit
 from fastcifar.errors import CheckpointError, ConfigError, DivergedError, FastcifarError, OutputError, StoppedError
 from fastcifar.evaluation import eval_loader, tta_logits
+from fastcifar.kernels import norms
 from fastcifar.loader import Batch
 from fastcifar.metrics import EpochStats
 from fastcifar.nets import ARCHS, Arch, build_model
@@ -582,3 +583,13 @@ def test_a_store_without_test_images_is_refused_before_training(tmp_path: Path) 
     for split in ("full", "holdout"):
         with pytest.raises(ConfigError, match=f"has no test images in split '{split}'"):
             fit(TrainConfig(arch="small", dataset=str(tmp_path / "store"), split=split, batch_size=4))
+
+
+def test_compiling_the_fused_layers_is_in_no_epoch(data: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are there before the first step asks for them."""
+    asked: list[str] = []
+    monkeypatch.setattr(norms, "prepare", lambda: asked.append("prepare"))
+    monkeypatch.setattr(norms, "fits", lambda values, norm: bool(asked.append("fits")))
+    fit(config(data, arch="small", epochs=1, out=Path("run")))
+    assert asked[0] == "prepare"
+    assert "fits" in asked

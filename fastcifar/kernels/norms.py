@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from fastcifar.kernels import machine, norm_fields
 from fastcifar.kernels.norm_fields import PART, WORDS
 
-__all__ = ["fits", "relu_norm"]
+__all__ = ["fits", "prepare", "relu_norm"]
 
 _KINDS = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 _LANES = 16
@@ -46,6 +46,11 @@ def fits(values: Tensor, norm: nn.Module) -> bool:
         and values.is_contiguous(memory_format=torch.channels_last)
         and not torch.compiler.is_compiling()
     )
+
+
+def prepare() -> None:
+    """Load the loops, or compile them (4 s, once on a machine), so that no step waits for it."""
+    machine.load(machine.NORMS)
 
 
 def relu_norm(values: Tensor, norm: nn.BatchNorm2d, *, pool: bool) -> Tensor:
