@@ -19,6 +19,7 @@ from numba.extending import intrinsic
 
 __all__ = [
     "bfloat16_bits",
+    "constant",
     "copy32",
     "fetch_add",
     "float16_bits",
@@ -34,6 +35,7 @@ __all__ = [
     "put_word",
     "reverse15",
     "reverse16",
+    "round_bfloat16",
     "scaled",
     "stream8",
     "stream16_bfloat16",
@@ -109,7 +111,8 @@ def _of(kind: Any, lanes: int) -> Any:
     return ir.VectorType(kind, lanes) if lanes else kind
 
 
-def _constant(kind: Any, value: Any, lanes: int) -> Any:
+def constant(kind: Any, value: Any, lanes: int) -> Any:
+    """A constant of an LLVM type; with lanes, as many of it."""
     return ir.Constant(_of(kind, lanes), [value] * lanes if lanes else value)
 
 
@@ -125,9 +128,11 @@ def _scaled(builder: Any, a: Any, pixel: Any, b: Any, lanes: int = 0) -> Any:
 # The two below are in LLVM's words because numba computes in 64 bits, which cost 0.9 us an image.
 
 
-def _bfloat16(builder: Any, value: Any, lanes: int = 0) -> Any:
+def round_bfloat16(builder: Any, value: Any, lanes: int = 0) -> Any:
+    """The bits of float32, rounded to nearest, ties to even (no NaN); with lanes, of as many at a time."""
+
     def word(number: int) -> Any:
-        return _constant(ir.IntType(32), number, lanes)
+        return constant(ir.IntType(32), number, lanes)
 
     x = builder.bitcast(value, _of(ir.IntType(32), lanes))
     odd = builder.and_(builder.lshr(x, word(16)), word(1))
@@ -143,14 +148,14 @@ def _float16(builder: Any, value: Any, lanes: int = 0) -> Any:
     """
 
     def word(number: int) -> Any:
-        return _constant(ir.IntType(32), number, lanes)
+        return constant(ir.IntType(32), number, lanes)
 
     words, single = _of(ir.IntType(32), lanes), _of(ir.FloatType(), lanes)
     x = builder.bitcast(value, words)
     size = builder.and_(x, word(0x7FFFFFFF))
     odd = builder.and_(builder.lshr(size, word(13)), word(1))
     normal = builder.lshr(builder.add(builder.add(size, word(0xC8000FFF)), odd), word(13))
-    half = _constant(ir.FloatType(), 0.5, lanes)
+    half = constant(ir.FloatType(), 0.5, lanes)
     subnormal = builder.bitcast(builder.fadd(builder.bitcast(size, single), half), words)
     bits = builder.select(
         builder.icmp_signed("<", size, word(0x38800000)), builder.sub(subnormal, word(0x3F000000)), normal
@@ -175,7 +180,7 @@ def bfloat16_bits(typingctx: Any, value: Any) -> Any:
     """Round a float32 to bfloat16, nearest and ties to even (no NaN)."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return _bfloat16(builder, *arguments)
+        return round_bfloat16(builder, *arguments)
 
     return types.uint16(types.float32), generate
 
@@ -216,7 +221,7 @@ def _streamer(lanes: int, rounded: Callable[..., Any] | None) -> Any:
 
 
 stream8 = _streamer(8, None)
-stream16_bfloat16 = _streamer(16, _bfloat16)
+stream16_bfloat16 = _streamer(16, round_bfloat16)
 stream16_float16 = _streamer(16, _float16)
 
 

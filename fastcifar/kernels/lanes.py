@@ -18,8 +18,10 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, models, register_model
 
+from fastcifar.kernels.cpu_words import constant, round_bfloat16
+from fastcifar.kernels.norm_fields import LANES
+
 __all__ = [
-    "LANES",
     "add",
     "equal",
     "fma",
@@ -38,7 +40,6 @@ __all__ = [
     "subtract",
 ]
 
-LANES = 16
 _FLOAT, _BYTE, _BIT, _HALF, _WORD = ir.FloatType(), ir.IntType(8), ir.IntType(1), ir.IntType(16), ir.IntType(32)
 
 
@@ -91,24 +92,17 @@ def _store(builder: Any, address: Any, value: Any) -> None:
     builder.store(value, builder.inttoptr(address, value.type.as_pointer()), align=1)
 
 
-def _constant(element: Any, value: Any) -> Any:
-    return ir.Constant(ir.VectorType(element, LANES), [value] * LANES)
-
-
 def _widen(builder: Any, address: Any) -> Any:
     """The upper half of a float32 is a bfloat16."""
     words = builder.zext(_load(_HALF)(builder, address), ir.VectorType(_WORD, LANES))
-    return builder.bitcast(builder.shl(words, _constant(_WORD, 16)), _floats.vector)
+    return builder.bitcast(builder.shl(words, constant(_WORD, 16, LANES)), _floats.vector)
 
 
 def _narrow(builder: Any, address: Any, value: Any) -> None:
     """Rounded to nearest, ties to even; a NaN stays one."""
-    x = builder.bitcast(value, ir.VectorType(_WORD, LANES))
-    odd = builder.and_(builder.lshr(x, _constant(_WORD, 16)), _constant(_WORD, 1))
-    rounded = builder.add(builder.add(x, _constant(_WORD, 0x7FFF)), odd)
-    rounded = builder.select(builder.fcmp_unordered("uno", value, value), _constant(_WORD, 0x7FC00000), rounded)
-    upper = builder.lshr(rounded, _constant(_WORD, 16))
-    _store(builder, address, builder.trunc(upper, ir.VectorType(_HALF, LANES)))
+    is_nan = builder.fcmp_unordered("uno", value, value)
+    bits = builder.select(is_nan, constant(_HALF, 0x7FC0, LANES), round_bfloat16(builder, value, LANES))
+    _store(builder, address, bits)
 
 
 def _fma(builder: Any, a: Any, b: Any, c: Any) -> Any:
@@ -127,7 +121,7 @@ def _splat(kind: Any) -> Callable[..., Any]:
 
 def _relu(builder: Any, value: Any) -> Any:
     """Zero where it is below; a NaN stays one."""
-    zero = _constant(_FLOAT, 0.0)
+    zero = constant(_FLOAT, 0.0, LANES)
     return builder.select(builder.fcmp_ordered("<", value, zero), zero, value)
 
 

@@ -11,6 +11,9 @@ COUNT, PIXELS, HEIGHT, WIDTH, CHANNELS = range(11, 16)
 NEXT, WORDS = 24, 32
 """The next part to take, which threads share, a cache line apart; and how many words a job has."""
 
+LANES: Final = 16
+"""Channels that are computed at once; a norm has a multiple of them."""
+
 PART: Final = 1024
 """Pixels that a thread takes at a time where each stands alone."""
 

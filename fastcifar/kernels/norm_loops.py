@@ -16,7 +16,6 @@ import numpy as np
 
 from fastcifar.kernels.cpu_words import fetch_add, get64, word
 from fastcifar.kernels.lanes import (
-    LANES,
     add,
     equal,
     fma,
@@ -43,6 +42,7 @@ from fastcifar.kernels.norm_fields import (
     GRADIENT,
     HEIGHT,
     INPUT,
+    LANES,
     NEXT,
     OFFSET,
     OUTPUT,
@@ -59,7 +59,7 @@ _ZERO = np.float32(0)
 
 
 @word
-def _moments(job, part, load, item):
+def _moments(job, part, load, store, item):
     """Write float32[3, C]: the part's first r, k, and the sums of r - k and of its square over its pixels."""
     first, channels = part * PART, get64(job, CHANNELS)
     pixels, step = min(PART, get64(job, PIXELS) - first), channels * item
@@ -131,7 +131,7 @@ def _pool(job, image, load, store, item):
 
 
 @word
-def _sums(job, part, load, item):
+def _sums(job, part, load, store, item):
     """Sums of g and of g * (r - centre) over a part's pixels, to float32[2, C]; g: the output's gradient."""
     first, channels = part * PART, get64(job, CHANNELS)
     pixels, step = min(PART, get64(job, PIXELS) - first), channels * item
@@ -229,109 +229,24 @@ def _unpool(job, image, load, store, item):
             out += channels * item
 
 
-def moments_float32(job):
-    """Sums of r and of its square."""
-    part = fetch_add(job + 8 * NEXT, 1)
-    while part < get64(job, COUNT):
-        _moments(job, part, load_float32, 4)
+def _whole(body, load, store, item):
+    """The function of a job that does `body` for the parts that are left; `item`: bytes of a value."""
+
+    def function(job):
         part = fetch_add(job + 8 * NEXT, 1)
-    return 0
+        while part < get64(job, COUNT):
+            body(job, part, load, store, item)
+            part = fetch_add(job + 8 * NEXT, 1)
+        return 0
+
+    return function
 
 
-def moments_bfloat16(job):
-    """Sums of r and of its square."""
-    part = fetch_add(job + 8 * NEXT, 1)
-    while part < get64(job, COUNT):
-        _moments(job, part, load_bfloat16, 2)
-        part = fetch_add(job + 8 * NEXT, 1)
-    return 0
+_FLOAT32, _BFLOAT16 = (load_float32, store_float32, 4), (load_bfloat16, store_bfloat16, 2)
 
-
-def apply_float32(job):
-    """The output without pooling."""
-    part = fetch_add(job + 8 * NEXT, 1)
-    while part < get64(job, COUNT):
-        _apply(job, part, load_float32, store_float32, 4)
-        part = fetch_add(job + 8 * NEXT, 1)
-    return 0
-
-
-def apply_bfloat16(job):
-    """The output without pooling."""
-    part = fetch_add(job + 8 * NEXT, 1)
-    while part < get64(job, COUNT):
-        _apply(job, part, load_bfloat16, store_bfloat16, 2)
-        part = fetch_add(job + 8 * NEXT, 1)
-    return 0
-
-
-def pool_float32(job):
-    """The pooled output."""
-    part = fetch_add(job + 8 * NEXT, 1)
-    while part < get64(job, COUNT):
-        _pool(job, part, load_float32, store_float32, 4)
-        part = fetch_add(job + 8 * NEXT, 1)
-    return 0
-
-
-def pool_bfloat16(job):
-    """The pooled output."""
-    part = fetch_add(job + 8 * NEXT, 1)
-    while part < get64(job, COUNT):
-        _pool(job, part, load_bfloat16, store_bfloat16, 2)
-        part = fetch_add(job + 8 * NEXT, 1)
-    return 0
-
-
-def sums_float32(job):
-    """Sums of the gradient."""
-    part = fetch_add(job + 8 * NEXT, 1)
-    while part < get64(job, COUNT):
-        _sums(job, part, load_float32, 4)
-        part = fetch_add(job + 8 * NEXT, 1)
-    return 0
-
-
-def sums_bfloat16(job):
-    """Sums of the gradient."""
-    part = fetch_add(job + 8 * NEXT, 1)
-    while part < get64(job, COUNT):
-        _sums(job, part, load_bfloat16, 2)
-        part = fetch_add(job + 8 * NEXT, 1)
-    return 0
-
-
-def back_float32(job):
-    """The input's gradient, without pooling."""
-    part = fetch_add(job + 8 * NEXT, 1)
-    while part < get64(job, COUNT):
-        _back(job, part, load_float32, store_float32, 4)
-        part = fetch_add(job + 8 * NEXT, 1)
-    return 0
-
-
-def back_bfloat16(job):
-    """The input's gradient, without pooling."""
-    part = fetch_add(job + 8 * NEXT, 1)
-    while part < get64(job, COUNT):
-        _back(job, part, load_bfloat16, store_bfloat16, 2)
-        part = fetch_add(job + 8 * NEXT, 1)
-    return 0
-
-
-def unpool_float32(job):
-    """The input's gradient, of the pooled gradient."""
-    part = fetch_add(job + 8 * NEXT, 1)
-    while part < get64(job, COUNT):
-        _unpool(job, part, load_float32, store_float32, 4)
-        part = fetch_add(job + 8 * NEXT, 1)
-    return 0
-
-
-def unpool_bfloat16(job):
-    """The input's gradient, of the pooled gradient."""
-    part = fetch_add(job + 8 * NEXT, 1)
-    while part < get64(job, COUNT):
-        _unpool(job, part, load_bfloat16, store_bfloat16, 2)
-        part = fetch_add(job + 8 * NEXT, 1)
-    return 0
+moments_float32, moments_bfloat16 = _whole(_moments, *_FLOAT32), _whole(_moments, *_BFLOAT16)
+apply_float32, apply_bfloat16 = _whole(_apply, *_FLOAT32), _whole(_apply, *_BFLOAT16)
+pool_float32, pool_bfloat16 = _whole(_pool, *_FLOAT32), _whole(_pool, *_BFLOAT16)
+sums_float32, sums_bfloat16 = _whole(_sums, *_FLOAT32), _whole(_sums, *_BFLOAT16)
+back_float32, back_bfloat16 = _whole(_back, *_FLOAT32), _whole(_back, *_BFLOAT16)
+unpool_float32, unpool_bfloat16 = _whole(_unpool, *_FLOAT32), _whole(_unpool, *_BFLOAT16)

@@ -21,12 +21,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fastcifar.kernels import machine, norm_fields
-from fastcifar.kernels.norm_fields import PART, WORDS
+from fastcifar.kernels.norm_fields import LANES, PART, WORDS
 
 __all__ = ["fits", "prepare", "relu_norm"]
 
 _KINDS = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
-_LANES = 16
 _WINDOWED = ("pool", "unpool")
 
 
@@ -41,7 +40,7 @@ def fits(values: Tensor, norm: nn.Module) -> bool:
         and values.device.type == "cpu"
         and values.dtype in _KINDS
         and norm.weight.dtype == torch.float32
-        and norm.num_features % _LANES == 0
+        and norm.num_features % LANES == 0
         and values.numel() > norm.num_features
         and values.is_contiguous(memory_format=torch.channels_last)
         and not torch.compiler.is_compiling()
