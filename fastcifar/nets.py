@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fastcifar.errors import ConfigError
-from fastcifar.kernels import norms
+from fastcifar.kernels import norms, strips
 
 __all__ = [
     "ARCHS",
@@ -63,7 +63,8 @@ class ConvNet(nn.Module):
     """A net described by an `Arch`.
 
     In training on a CPU, channels-last, its ReLUs, BatchNorms and pools run as one operation (see `norms`); their
-    modules hold the parameters, and their forward hooks are not called then.
+    modules hold the parameters, and their forward hooks are not called then. In bfloat16 on a CPU with matrix
+    units, convolutions of small images take many of these side by side (see `strips`).
 
     Args:
         arch: the shape.
@@ -112,6 +113,8 @@ class ConvNet(nn.Module):
                 pool = len(layers) > 1 and isinstance(layers[1], nn.MaxPool2d)
                 values = norms.relu_norm(values, layers[0], pool=pool)  # type: ignore[arg-type]  # `fits` looked
                 layers = layers[1 + pool :]
+            elif isinstance(layer, nn.Conv2d) and strips.fits(values, layer):
+                values = strips.conv2d(values, layer)
             else:
                 values = layer(values)
         return values
@@ -153,7 +156,13 @@ class FastNet(nn.Module):
         Returns:
             floating [B, K].
         """
-        logits: Tensor = self.classifier(self.features(images)) * _LOGIT_SCALE
+        values = images
+        for layer in self.features:
+            if isinstance(layer, nn.Conv2d) and strips.fits(values, layer):
+                values = strips.conv2d(values, layer)
+            else:
+                values = layer(values)
+        logits: Tensor = self.classifier(values) * _LOGIT_SCALE
         return logits
 
 
