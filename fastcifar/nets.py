@@ -48,7 +48,7 @@ class FastArch:
 ARCHS: dict[str, Arch | FastArch] = {
     "big": Arch(blocks=((64, 64), (128, 128), (256, 256), (512, 512)), hidden=(128, 256, 512, 1024)),
     "small": Arch(blocks=((64,), (128,), (256,), (512,)), hidden=(128,)),
-    "fast": FastArch(patterns=24, widths=(64, 128, 256)),
+    "fast": FastArch(patterns=24, widths=(64, 256, 256)),
 }
 
 # Four pools take every side from 17 to 32 pixels to 2, so the same weights run at any of them.
@@ -126,8 +126,8 @@ class FastNet(nn.Module):
     A 2x2 convolution, to be made of whitening filters (see `whitening`), then blocks of two 3x3 convolutions, each
     followed by BatchNorm and ReLU; a block's first is pooled to half the side before these. What is left is reduced to
     each channel's maximum. BatchNorm shifts but does not scale, and no layer but the first has a bias. 3x3
-    convolutions begin as the identity, as far as they have inputs. The whitening layer, that beginning and the scale
-    of the logits follow airbench94 (Jordan 2024), with half its widths and a fifth of its work.
+    convolutions begin as the identity, as far as they have inputs. Shape, widths, the whitening layer, that beginning
+    and the scale of the logits are airbench94's (Jordan 2024); ReLU, cheaper on a CPU, stands for its GELU.
 
     Args:
         arch: the shape.

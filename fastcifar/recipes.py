@@ -54,7 +54,6 @@ _FAST_NET: dict[str, Any] = {
     "vector_lr": 0.22,
     "head_lr": 2.8,
     "label_smoothing": 0.2,
-    "resolutions": ((20, 0.75),),
     "whiten": "frozen",
     "norm_momentum": 0.4,
     "tta": "shift",

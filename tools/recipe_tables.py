@@ -18,11 +18,14 @@ def recipe_race_table(content: Mapping[str, Any]) -> list[str]:
     """Markdown lines: a table of recipes, one of comparisons where there are any, and a note."""
     races = content["summary"]
     modes = [_MODES[mode] for mode in dict.fromkeys(race["mode"] for race in races)]
+    cpus = sorted({race["cpu"] for race in races})
     recipes, pairs, versions = [], [], set()
     for race in races:
         where = f"{race['arch']}, {race['split']}"
         if len(modes) > 1:
             where += f", {_MODES[race['mode']]}"
+        if len(cpus) > 1:
+            where += f", {race['cpu']}"
         ran = [setting for setting in race["settings"] if "seeds" in setting]
         ran.sort(key=lambda setting: setting["train_seconds"]["mean"])
         recipes += [[where, *_recipe(setting)] for setting in ran]
@@ -36,12 +39,11 @@ def recipe_race_table(content: Mapping[str, Any]) -> list[str]:
             versions.add(", ".join(f"{name} {version}" for name, version in setting["versions"].items()))
     data = "the published CIFAR-10" if all(race["verified"] for race in races) else "an unverified copy of CIFAR-10"
     remarks = dict.fromkeys(setting["remark"] for race in races for setting in race["settings"] if setting["remark"])
-    cpus = ", ".join(sorted({race["cpu"] for race in races}))
     note = (
         f"`python -m benchmarks.recipe_race`: {'; or '.join(modes)}. Times are processor time of training "
         "alone. 95 % intervals over "
         "seeds; a recipe comes to an accuracy when each of its runs ended there or above. "
-        f"{''.join(f'{remark}. ' for remark in remarks)}On {data}; {cpus}; {'; '.join(sorted(versions))}."
+        f"{''.join(f'{remark}. ' for remark in remarks)}On {data}; {', '.join(cpus)}; {'; '.join(sorted(versions))}."
     )
     head = ["net, split", "recipe", "epochs", "runs", "processor time", "test accuracy", "with test-time augmentation"]
     against = ["net, split", "recipe", "beside", "which reaches", "comes to that accuracy", "in that time"]
