@@ -9,7 +9,7 @@ import contextlib
 import math
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from fastcifar import checkpoint, runs
@@ -26,6 +26,7 @@ from fastcifar.ranks import ALONE, Ranks
 from fastcifar.reporter import Reporter, RunResult
 from fastcifar.runtime import Runtime, arithmetic, environment, is_compile_error, seed_everything
 from fastcifar.signals import StopRequest
+from fastcifar.step_graphs import StepGraphs, why_not
 from fastcifar.summary import summarise
 from fastcifar.trainer import Trainer, train_epoch
 from fastcifar.whitening import first_convolution, first_images, whiten_
@@ -90,6 +91,12 @@ class Job:
             convolution.weight.requires_grad_(recipe.whiten != "frozen")
         self.whiten_seconds = time.perf_counter() - started
         self.trainer = Trainer(model, recipe, rt, steps=steps, ranks=ranks)
+        self.graphs: StepGraphs | None = None
+        profiled = "--profile looks at each operation of a step" if config.profile else None
+        self._why_no_graphs = profiled or why_not(self.trainer, self.loader)
+        if rt.device.type == "cuda":
+            how = f"one operation after another: {self._why_no_graphs}" if self._why_no_graphs else "CUDA graphs"
+            rt = replace(rt, reasons=(*rt.reasons, ("steps", how)))
         self.saver = checkpoint.Saver(run.checkpoints)
         self.profiler = StepProfiler(
             run.path / "profile", rt.device, tell=reporter.message, enabled=config.profile and ranks.first
@@ -155,7 +162,9 @@ class Job:
                 if position["step"] == 0:
                     trainer.start_epoch()
                 with self.profiler as profiler:
-                    train_epoch(trainer, self.loader, self.reporter, stop=stop, step_done=profiler.step)
+                    train_epoch(
+                        trainer, self.loader, self.reporter, stop=stop, step_done=profiler.step, graphs=self.graphs
+                    )
             loss, accuracy, samples = trainer.totals.read()
         except LossNotFiniteError as lost:
             raise self._diverged(f"the training loss became {lost.loss}", lost.step) from None
@@ -210,6 +219,8 @@ class Job:
             try:
                 with stop.at_once(self.run.before_training(resumed=self.saved is not None)):  # it may take minutes
                     self.trainer.warm_up(batches, evaluation)
+                    if self._why_no_graphs is None:
+                        self.graphs = StepGraphs(self.trainer, self.loader)
             except Exception as error:
                 if not is_compile_error(error):
                     raise

@@ -236,6 +236,11 @@ class Loader:
             raise ConfigError("batch_at makes batches without transform: apply the module in the step itself")
         return Batch(*batch_op(position, self._handle))
 
+    @property
+    def counts_on_device(self) -> bool:
+        """Whether `batch_at` reads the position on the device, so that a CUDA graph can hold it."""
+        return self._pipeline.at is not None and self._transform is None
+
     def make_at(self, position: Tensor) -> tuple[Tensor, Tensor]:
         """What the operator of `batch_at` does."""
         if self._pipeline.at is not None:
@@ -266,20 +271,29 @@ class Loader:
         count = min(self.batch_size, len(self.dataset) - first)
         return first, count, *rank_part(count, self.rank, self.world_size)
 
-    def __iter__(self) -> Iterator[Batch]:
+    def positions(self) -> Iterator[tuple[int, int]]:
+        """The positions (epoch, step) of a pass, whose batches `batch` or `batch_at` makes.
+
+        They move the loader's own position as its batches do.
+        """
         if self._broken_off:
             self.set_epoch(self._epoch + 1)
-        epoch, prepares = self._epoch, self._pipeline.prepares
+        epoch = self._epoch
+        for step in range(self._step, len(self)):
+            self._step, self._broken_off = step + 1, True
+            yield epoch, step
+        self.set_epoch(epoch + 1)
+
+    def __iter__(self) -> Iterator[Batch]:
+        prepares = self._pipeline.prepares
         try:
-            for step in range(self._step, len(self)):
+            for epoch, step in self.positions():
                 batch = self.batch(epoch, step)
-                self._step, self._broken_off = step + 1, True
                 if prepares and step + 1 < len(self):
                     first, _, low, high = self._span(step + 1)
                     self._pipeline.prepare(epoch=epoch, start=first + low, size=high - low)
                 yield batch
                 del batch  # its memory is used again as soon as nobody else has it
-            self.set_epoch(epoch + 1)
         finally:
             self._pipeline.close()
 

@@ -90,6 +90,16 @@ class Totals:
         self.correct = torch.zeros((), dtype=torch.int64, device=device)
         self.samples = torch.zeros((), dtype=torch.int64, device=device)
 
+    def reset(self) -> None:
+        """Begin at zero, in the same tensors: a CUDA graph may add to them."""
+        for tensor in self.sums:
+            tensor.zero_()
+
+    @property
+    def sums(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The tensors, of this process alone: loss, correct predictions, samples."""
+        return self.loss, self.correct, self.samples
+
     def add_no_sync(self, logits: Tensor, labels: Tensor) -> None:
         """Add one batch: its cross-entropy, without label smoothing, and its correct predictions.
 

@@ -34,7 +34,7 @@ class Muon(torch.optim.Optimizer):
     Args:
         groups: parameter groups; each may set `lr`, `momentum` and `orthogonal`. Parameters of an orthogonal group
             are floating [rows, ...], with at least two dimensions.
-        lr: learning rate.
+        lr: learning rate; a group's own may be a tensor on its device, floating [], as a CUDA graph needs it.
         momentum: from 0 to 1; the gradient used is grad + momentum * buffer, of a buffer that has it already.
         products: type of the matrix products that orthogonalise; weights and momentum stay as they are.
     """
@@ -60,7 +60,11 @@ class Muon(torch.optim.Optimizer):
             if group["orthogonal"]:
                 _rescale(parameters)
                 updates = _orthogonalize_each(updates, self._products)
-            torch._foreach_add_(parameters, updates, alpha=-group["lr"])
+            if isinstance(group["lr"], Tensor):
+                torch._foreach_mul_(updates, group["lr"])
+                torch._foreach_sub_(parameters, updates)
+            else:
+                torch._foreach_add_(parameters, updates, alpha=-group["lr"])
         return loss
 
     def _momentum(self, parameters: list[Tensor], momentum: float) -> list[Tensor]:

@@ -11,7 +11,7 @@ import math
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fastcifar.config import Recipe
 from fastcifar.muon import Muon
@@ -77,9 +77,13 @@ def _decay_no_sync(optimizer: torch.optim.Optimizer, *arguments: Any) -> None:
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Set the learning rate of every group, each scaled by its own `lr_scale`."""
+    """Set the learning rate of every group, each scaled by its own `lr_scale`; in place where it is a tensor."""
     for group in optimizer.param_groups:
-        group["lr"] = rate * group["lr_scale"]
+        own = rate * group["lr_scale"]
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(own)
+        else:
+            group["lr"] = own
 
 
 def learning_rate(recipe: Recipe, step: int, steps: int) -> float:

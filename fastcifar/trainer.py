@@ -6,8 +6,9 @@ Example:
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +28,9 @@ from fastcifar.ranks import ALONE, Ranks
 from fastcifar.reporter import Reporter
 from fastcifar.runtime import Runtime
 from fastcifar.signals import StopRequest
+
+if TYPE_CHECKING:
+    from fastcifar.step_graphs import StepGraphs
 
 __all__ = ["Trainer", "load_weights", "train_epoch"]
 
@@ -61,14 +65,13 @@ class Trainer:
         self.averaging = Averaging(model, recipe, steps=steps)
         self.scaler = torch.amp.GradScaler(runtime.device.type, enabled=runtime.scale_gradients)
         self.watch = LossWatch(_SKIPS if runtime.scale_gradients else 1)
-        self.start_epoch()
+        self.totals = Totals(runtime.device, lenient=runtime.scale_gradients, everywhere=ranks.sum_no_sync)
         if runtime.compile:
             self.model.compile(dynamic=False)
 
     def start_epoch(self) -> None:
         """Begin to sum anew."""
-        lenient = self.runtime.scale_gradients
-        self.totals = Totals(self.runtime.device, lenient=lenient, everywhere=self.ranks.sum_no_sync)
+        self.totals.reset()
 
     def step_no_sync(self, images: Tensor, labels: Tensor) -> None:
         """One optimiser step on one batch, or on this rank's part of it.
@@ -80,12 +83,43 @@ class Trainer:
         Raises:
             LossNotFiniteError: on a CPU, where looking costs no waiting; nothing was changed by this step.
         """
+        self.begin_step_no_sync()
+
+        def look(loss: Tensor) -> None:
+            self.watch.add_no_sync(self.step + 1, loss)
+            if loss.device.type == "cpu":
+                self.watch.check()
+
+        self.move_no_sync(images, labels, self.resolution(self.step), look=look)
+        self.end_step_no_sync()
+
+    def begin_step_no_sync(self) -> None:
+        """What `move_no_sync` does not do, before it: the learning rate."""
         set_learning_rate(self.optimizer, self.learning_rate(self.step))
-        logits, loss = self._loss(images, labels, self.resolution(self.step))
+
+    def end_step_no_sync(self) -> None:
+        """What `move_no_sync` does not do, after it: averaging, in some steps, and counting."""
+        with phase_scope("optimiser"):
+            self.averaging.update_no_sync(self.step + 1)
+        self.step += 1
+
+    def move_no_sync(
+        self, images: Tensor, labels: Tensor, size: int | None, *, look: Callable[[Tensor], None] = lambda loss: None
+    ) -> Tensor:
+        """What all steps do alike, on the device alone: a CUDA graph may hold it.
+
+        Args:
+            images: floating [B, C, H, W].
+            labels: int64[B], or float32[B, K] of mixed images.
+            size: side in pixels to which the images are reduced first; None for their own.
+            look: is given the loss before anything is changed.
+
+        Returns:
+            The loss, floating [].
+        """
+        logits, loss = self._loss(images, labels, size)
         loss, own = self.ranks.share_loss_no_sync(loss, len(labels))
-        self.watch.add_no_sync(self.step + 1, loss)
-        if loss.device.type == "cpu":
-            self.watch.check()
+        look(loss)
         with phase_scope("backward"):
             torch.autograd.backward(self.scaler.scale(own))
             self.ranks.sum_gradients_no_sync(self.model.parameters())
@@ -93,12 +127,11 @@ class Trainer:
             self.scaler.step(self.optimizer)
             self.scaler.update()
             self.optimizer.zero_grad()
-            self.averaging.update_no_sync(self.step + 1)
         # what is reported is free of label smoothing, as in evaluation; of mixed samples, the larger share counts
         with phase_scope("totals"):
             labels = labels if labels.dim() == 1 else labels.argmax(1)
             self.totals.add_no_sync(logits, labels)
-        self.step += 1
+        return loss.detach()
 
     def learning_rate(self, step: int) -> float:
         """The learning rate of step `step`, from 0."""
@@ -120,18 +153,36 @@ class Trainer:
             eval_images: floating [B, C, H, W], an evaluation batch.
         """
         ahead = dict.fromkeys(self.resolution(step) for step in range(self.step, self.steps))
-        before = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
-        for size in ahead:
-            for images, labels in batches:
-                torch.autograd.backward(self._loss(images, labels, size)[1])
-        self.optimizer.zero_grad()
-        with torch.no_grad(), self.runtime.autocast():
-            # the last step's too: the run may have been stopped in its epoch's evaluation; None: the test
-            for size in dict.fromkeys((self.resolution(max(self.step - 1, 0)), *ahead, None)):
-                self.model.eval()(reduce(eval_images, size))
-        self.model.train()
-        self.model.load_state_dict(before)
-        self.totals.read()  # waits for the device: the time taken is counted here
+        with self.unmoved():
+            for size in ahead:
+                for images, labels in batches:
+                    torch.autograd.backward(self._loss(images, labels, size)[1])
+            self.optimizer.zero_grad()
+            with torch.no_grad(), self.runtime.autocast():
+                # the last step's too: the run may have been stopped in its epoch's evaluation; None: the test
+                for size in dict.fromkeys((self.resolution(max(self.step - 1, 0)), *ahead, None)):
+                    self.model.eval()(reduce(eval_images, size))
+            self.model.train()
+
+    @contextmanager
+    def unmoved(self) -> Iterator[None]:
+        """For a block after which net, optimiser and sums are as they were, in the same tensors. Waits for the device.
+
+        What the optimiser has made in the block, its momentum, is zero.
+        """
+        momenta = self._momenta()
+        held = [*self.model.state_dict().values(), *self.totals.sums, *momenta]
+        values = [tensor.clone() for tensor in held]
+        yield
+        with torch.no_grad():
+            for tensor, value in zip(held, values, strict=True):
+                tensor.copy_(value)
+            for tensor in self._momenta()[len(momenta) :]:  # a dict keeps its order
+                tensor.zero_()
+        self.totals.read()  # waits: the time taken is counted here
+
+    def _momenta(self) -> list[Tensor]:
+        return [value for state in self.optimizer.state.values() for value in state.values()]
 
     def _loss(self, images: Tensor, labels: Tensor, size: int | None) -> tuple[Tensor, Tensor]:
         with phase_scope("resolution"):
@@ -210,6 +261,7 @@ def train_epoch(
     *,
     stop: StopRequest | None = None,
     step_done: Callable[[], None] = lambda: None,
+    graphs: "StepGraphs | None" = None,
 ) -> None:
     """Train from the loader's position to the end of its epoch.
 
@@ -219,6 +271,7 @@ def train_epoch(
         reporter: told of each step.
         stop: looked at after each step.
         step_done: called after each step; `StepProfiler.step` takes ten of them apart.
+        graphs: that take the steps; None: one operation after another does.
 
     Raises:
         LossNotFiniteError: the loss is no longer finite; where looking would wait for the device, at the end.
@@ -227,8 +280,8 @@ def train_epoch(
     trainer.model.train()
     started, signum = time.perf_counter(), None
     first, steps, images_in_all = int(loader.state_dict()["step"]), len(loader), len(loader.dataset)
-    for done, (images, labels) in enumerate(scoped_batches(loader), first + 1):
-        trainer.step_no_sync(images, labels)
+    taken = _take_steps(trainer, loader) if graphs is None else graphs.take_steps()
+    for done, _ in enumerate(taken, first + 1):
         seen = min(done * loader.batch_size, images_in_all) - first * loader.batch_size
         reporter.train_step(done, steps, seen / (time.perf_counter() - started))
         step_done()
@@ -237,3 +290,9 @@ def train_epoch(
     trainer.watch.check()
     if signum is not None:
         raise StopSeenError(signum)
+
+
+def _take_steps(trainer: Trainer, loader: Loader) -> Iterator[None]:
+    for images, labels in scoped_batches(loader):
+        trainer.step_no_sync(images, labels)
+        yield
