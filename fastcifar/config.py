@@ -250,6 +250,9 @@ class TrainConfig:
     """Keep images and filters channels-last in memory, the faster layout."""
     compile: CompileMode = "auto"
     """torch.compile: auto turns it on where it pays."""
+    cuda_graphs: bool = True
+    """On CUDA each step is one launch, where that is possible; a line at the start of a run says what keeps it from it.
+    """
     profile: bool = False
     """Show where a step's time goes: ten steps of the first epoch trained are profiled, and written to profile/."""
     out: Path | None = None

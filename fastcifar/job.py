@@ -92,8 +92,9 @@ class Job:
         self.whiten_seconds = time.perf_counter() - started
         self.trainer = Trainer(model, recipe, rt, steps=steps, ranks=ranks)
         self.graphs: StepGraphs | None = None
-        profiled = "--profile looks at each operation of a step" if config.profile else None
-        self._why_no_graphs = profiled or why_not(self.trainer, self.loader)
+        self._why_no_graphs = why_not(self.trainer, self.loader)
+        if config.profile or not config.cuda_graphs:
+            self._why_no_graphs = "--profile takes a step apart" if config.profile else "--no-cuda-graphs"
         if rt.device.type == "cuda":
             how = f"one operation after another: {self._why_no_graphs}" if self._why_no_graphs else "CUDA graphs"
             rt = replace(rt, reasons=(*rt.reasons, ("steps", how)))

@@ -8,7 +8,6 @@ start of a run shows.
 """
 
 import contextlib
-import importlib.util
 import os
 import platform
 import sys
@@ -182,12 +181,8 @@ def _compile(config: TrainConfig, device: torch.device, ranks: Ranks = ALONE) ->
     if ranks.size > 1:
         return False, "off: with several ranks every BatchNorm would break the graph"
     if device.type == "cuda":
-        major, minor = torch.cuda.get_device_capability(device)
-        if major < 7:
-            return False, f"off: the compiler needs sm_70, this is sm_{major}{minor}"
-        if importlib.util.find_spec("triton") is None:
-            return False, "off: the compiler needs triton, which is not installed"
-        return True, "on: the default on CUDA"
+        # measured on an H100, net fast: 53 s of compiling, then 0.8 of the time of a step that is a CUDA graph
+        return False, "off: it takes a minute, and gains little on CUDA graphs; --compile on forces it"
     return False, f"off: on {device.type} it costs more than it gains for these nets"
 
 

@@ -27,8 +27,6 @@ def why_not(trainer: Trainer, loader: Loader) -> str | None:
     """What keeps a step from being captured; None where nothing does."""
     if trainer.runtime.device.type != "cuda":
         return "CUDA graphs are CUDA's"
-    if not trainer.runtime.compile:
-        return "--compile off"
     if trainer.ranks.size > 1:
         return "several ranks wait for each other"
     if trainer.runtime.scale_gradients:

@@ -97,12 +97,11 @@ def test_what_keeps_a_step_from_being_captured(tmp_path: Path) -> None:
     assert why_not(trainer, loader) == "CUDA graphs are CUDA's"
 
     def on_cuda(**changes: Any) -> Runtime:
-        values = {"device": torch.device("cuda"), "compile": True, **changes}
+        values = {"device": torch.device("cuda"), **changes}
         return dataclasses.replace(trainer.runtime, **values)
 
     cpu = trainer.runtime
     for changes, reason in (
-        ({"compile": False}, "--compile off"),
         ({"scale_gradients": True}, "gradient scaling looks at each step's gradients"),
         ({}, "cpu batches are prepared on the host"),
     ):
