@@ -82,7 +82,7 @@ class StepGraphs:
 
     def _captured(self, sizes: dict[int | None, None]) -> dict[int | None, _Work]:
         works = {size: self._work(size) for size in sizes}
-        side = torch.cuda.Stream()
+        side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             for work in works.values():

@@ -39,7 +39,8 @@ def gpu_check_table(content: Mapping[str, Any]) -> list[str]:
     speeds = [[name, f"{measured['median'] / 1e6:,.2f} million"] for name, measured in loader.items()]
     passed = ", ".join(name for name, step in steps.items() if step["ok"])
     failed = ", ".join(name for name, step in steps.items() if not step["ok"])
-    note = f"`tools/gpu_check`: went well: {passed}; not run, or failed: {failed or 'none'}.{content.get('note', '')} {_place(content)}."
+    more = content.get("note", "")
+    note = f"`tools/gpu_check`: went well: {passed}; not run, or failed: {failed or 'none'}.{more} {_place(content)}."
     return [
         *grid(["batch", "bytes read and written", "kernel", "", "with one warp", "a copy of as many bytes"], rows),
         "",

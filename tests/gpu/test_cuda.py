@@ -168,6 +168,16 @@ def test_training_runs_and_learns(amp_dtype: Any, compile_: Any) -> None:
     assert fit(config).test.accuracy > 0.8
 
 
+def test_steps_as_graphs_are_those_of_the_loop() -> None:
+    losses = {}
+    for cuda_graphs in (True, False):
+        config = TrainConfig(
+            arch="small", dataset="digits", epochs=2, batch_size=200, device="cuda", cuda_graphs=cuda_graphs
+        )
+        losses[cuda_graphs] = [stats.train_loss for stats in fit(config).history]
+    assert losses[True] == pytest.approx(losses[False], rel=0.05)
+
+
 @pytest.mark.parametrize("options", [{"policy": "trivial"}, {"policy": "rand"}, {"mixup": 0.4, "cutmix": 1.0}])
 @pytest.mark.parametrize("placement", ["device", "host", "stream"])
 def test_what_works_on_whole_batches_equals_the_cpus(placement: Any, options: dict[str, Any]) -> None:
