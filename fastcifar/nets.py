@@ -129,11 +129,18 @@ class FastNet(nn.Module):
     convolutions begin as the identity, as far as they have inputs. Shape, widths, the whitening layer, that beginning
     and the scale of the logits are airbench94's (Jordan 2024); ReLU, cheaper on a CPU, stands for its GELU.
 
+    In training on a CPU pools run by loops of our own, and each BatchNorm with its ReLU, as `ConvNet`'s do.
+
     Args:
         arch: the shape.
         num_classes: number of logits, K.
         in_channels: channels of the images, C.
+
+    Attributes:
+        fused: whether they may; False runs each module, as PyTorch does.
     """
+
+    fused = True
 
     def __init__(self, arch: FastArch, *, num_classes: int, in_channels: int = 3) -> None:
         super().__init__()
@@ -156,14 +163,23 @@ class FastNet(nn.Module):
         Returns:
             floating [B, K].
         """
-        values = images
-        for layer in self.features:
-            if isinstance(layer, nn.Conv2d) and strips.fits(values, layer):
+        logits: Tensor = self.classifier(self._fused(images) if self.fused else self.features(images)) * _LOGIT_SCALE
+        return logits
+
+    def _fused(self, values: Tensor) -> Tensor:
+        layers = list(self.features)
+        while layers:
+            layer, *layers = layers
+            if isinstance(layer, nn.MaxPool2d) and norms.halves(values, layer):
+                values = norms.halve(values)
+            elif layers and isinstance(layers[0], nn.ReLU) and norms.fits(values, layer):
+                values = norms.norm_relu(values, layer)  # type: ignore[arg-type]  # `fits` looked
+                layers = layers[1:]
+            elif isinstance(layer, nn.Conv2d) and strips.fits(values, layer):
                 values = strips.conv2d(values, layer)
             else:
                 values = layer(values)
-        logits: Tensor = self.classifier(values) * _LOGIT_SCALE
-        return logits
+        return values
 
 
 def _identity_conv(before: int, after: int) -> nn.Conv2d:
@@ -206,7 +222,7 @@ def build_model(name: str, *, num_classes: int, in_channels: int = 3) -> nn.Modu
 
 def prepare(model: nn.Module, device: torch.device) -> None:
     """Load or compile what a net runs in training on a device, so that no step waits for it."""
-    if device.type == "cpu" and isinstance(model, ConvNet) and model.fused:
+    if device.type == "cpu" and isinstance(model, ConvNet | FastNet) and model.fused:
         norms.prepare()
 
 

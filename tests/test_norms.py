@@ -79,6 +79,91 @@ def test_equals_the_modules(
     assert norm.num_batches_tracked == 1
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@settings(max_examples=effort(30), deadline=None)
+@given(
+    images=st.integers(1, 5),
+    channels=st.sampled_from((16, 64, 144)),
+    height=st.integers(2, 33),
+    width=st.integers(2, 33),
+    seed=st.integers(0, 2**31),
+)
+def test_halved_normalised_and_clamped_as_by_the_modules(
+    images: int, channels: int, height: int, width: int, seed: int, dtype: torch.dtype
+) -> None:
+    """The other order: 2x2 maxima, the first of equals, then the norm, then ReLU; every gradient."""
+    tolerance = 1e-4 if dtype == torch.float32 else 8e-3
+    pool = nn.MaxPool2d(2)
+    values = values_of((images, channels, height, width), dtype, seed).requires_grad_()
+    exact = values.detach().double().requires_grad_()
+    norm = norm_of(channels, seed)
+    with torch.no_grad():
+        norm.bias.add_(0.0123)  # no output is zero but for rounding
+    reference = copy.deepcopy(norm).double()
+    assert norms.halves(values, pool)
+    halved, expected_halved = norms.halve(values), pool(exact)
+    assert torch.equal(halved.double(), expected_halved)
+    if halved.numel() == channels:
+        return  # a norm of one value
+    assert norms.fits(halved, norm)
+    normed = reference(expected_halved)
+    found, expected = norms.norm_relu(halved, norm), F.relu(normed)
+    assert found.dtype == dtype
+    assert found.is_contiguous(memory_format=LAST)
+    close(found, expected, tolerance)
+    gradient = values_of(tuple(found.shape), dtype, seed + 1)
+    # where rounding decides whether an output is positive, nothing is compared
+    gradient = gradient * (normed.abs() > 1e-5).to(dtype)
+    found.backward(gradient)
+    expected.backward(gradient.double())
+    close(values.grad, exact.grad, tolerance)
+    close(norm.weight.grad, reference.weight.grad, 1e-4)
+    close(norm.bias.grad, reference.bias.grad, 1e-4)
+
+
+def test_running_statistics_follow_with_the_relu_behind_the_norm() -> None:
+    values, norm = values_of((3, 32, 9, 7), torch.float32, 0), norm_of(32, 0)
+    reference = copy.deepcopy(norm)
+    norms.norm_relu(values, norm)
+    reference(values)
+    close(norm.running_mean, reference.running_mean, 1e-5)
+    close(norm.running_var, reference.running_var, 1e-5)
+    assert norm.num_batches_tracked == 1
+
+
+def test_nan_stays_the_maximum_of_its_window() -> None:
+    for place in range(4):
+        values = values_of((1, 16, 2, 2), torch.float32, 0)
+        values[0, 5, place // 2, place % 2] = float("nan")
+        values.requires_grad_()
+        halved = norms.halve(values)
+        assert halved[0, 5].isnan().all()
+        assert halved.isnan().sum() == 1
+        halved.sum().backward()
+        assert values.grad is not None
+        assert values.grad[0, 5, place // 2, place % 2] == 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda values, pool: (values.half(), pool),
+        lambda values, pool: (values.contiguous(), pool),
+        lambda values, pool: (values[:, :8].contiguous(memory_format=LAST), pool),
+        lambda values, pool: (values[:, :, :1].contiguous(memory_format=LAST), pool),
+        lambda values, pool: (values, pool.eval()),
+        lambda values, pool: (values, nn.MaxPool2d(2, ceil_mode=True)),
+        lambda values, pool: (values, nn.MaxPool2d(2, stride=1)),
+        lambda values, pool: (values, nn.MaxPool2d(3)),
+        lambda values, pool: (values, nn.AvgPool2d(2)),
+    ],
+)
+def test_pools_that_do_not_fit_are_left_to_the_modules(change: object) -> None:
+    values, pool = values_of((3, 16, 8, 8), torch.float32, 0), nn.MaxPool2d(2)
+    assert norms.halves(values, pool)
+    assert not norms.halves(*change(values, pool))  # type: ignore[operator]
+
+
 def test_a_large_mean_costs_no_digits() -> None:
     """As E[x^2] - E[x]^2 would: here by 2**-24 of 1e8, where the variance is 1."""
     values = (torch.randn(8, 16, 16, 16, dtype=torch.float64) + 1e4).float().contiguous(memory_format=LAST)
@@ -146,7 +231,7 @@ def test_what_does_not_fit_is_left_to_the_modules(change: object) -> None:
     assert not norms.fits(*change(values, norm))  # type: ignore[operator]
 
 
-@pytest.mark.parametrize("arch", ["small", "big"])
+@pytest.mark.parametrize("arch", ["small", "big", "fast"])
 @pytest.mark.parametrize("side", [32, 17])
 def test_the_nets_train_as_they_would_with_their_modules(arch: str, side: int) -> None:
     torch.manual_seed(0)
@@ -169,14 +254,20 @@ def test_the_nets_train_as_they_would_with_their_modules(arch: str, side: int) -
     expected = F.cross_entropy(other(images.double()), labels)
     expected.backward()
     close(loss, expected, 1e-4)
-    convolutions = 4 if arch == "small" else 8
-    assert used.count("moments") == convolutions
-    assert used.count("unpool") == 4
+    if arch == "fast":
+        assert used.count("plain_moments") == used.count("back_relu") == 6
+        assert used.count("halve") == used.count("spread") == 3
+    else:
+        assert used.count("moments") == (4 if arch == "small" else 8)
+        assert used.count("unpool") == 4
     F.cross_entropy(plain(images), labels).backward()
     # Eight samples' BatchNorms magnify each rounding, layer by layer: no more than in PyTorch's own float32.
     for (name, mine), modules_, exact in zip(
         net.named_parameters(), plain.parameters(), other.parameters(), strict=True
     ):
+        if not mine.requires_grad:  # the norms of net fast do not scale
+            assert mine.grad is None
+            continue
         assert mine.grad is not None, name
         assert modules_.grad is not None, name
         assert exact.grad is not None, name

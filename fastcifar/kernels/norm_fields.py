@@ -19,7 +19,10 @@ PART: Final = 1024
 
 FUNCTIONS: Final = {
     f"{name}_{kind}": 1
-    for name in ("moments", "apply", "pool", "sums", "back", "unpool")
+    for name in (
+        *("moments", "apply", "pool", "sums", "back", "unpool"),
+        *("plain_moments", "apply_relu", "sums_relu", "back_relu", "halve", "spread"),
+    )
     for kind in ("float32", "bfloat16")
 }
 """The functions of `norm_loops`, and how many int64 each takes; each gives one back."""

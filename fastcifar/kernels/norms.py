@@ -1,8 +1,9 @@
 """ReLU, BatchNorm and max-pooling of a training step on the CPU, as one operation with its own gradient.
 
     pooled = relu_norm(values, norm, pool=True)      # = max_pool2d(norm(relu(values)), 3, 2, 1), norm in training
+    out = norm_relu(halve(values), norm)             # = relu(norm(max_pool2d(values, 2)))
 
-PyTorch reads and writes the activations 18 times for these three, forward and backward; this does 5 times with
+PyTorch reads and writes the activations 18 times for the first, forward and backward; this does 5 times with
 pooling and 7 without. In float32 they agree within rounding; under autocast in bfloat16 this rounds less often.
 Nothing depends on the number of threads.
 
@@ -13,7 +14,7 @@ normalised r, dL/dr = weight / deviation * (g - mean(g) - r' mean(g r')).
 import ctypes
 import functools
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -23,25 +24,43 @@ from torch import Tensor, nn
 from fastcifar.kernels import machine, norm_fields
 from fastcifar.kernels.norm_fields import LANES, PART, WORDS
 
-__all__ = ["fits", "prepare", "relu_norm"]
+__all__ = ["fits", "halve", "halves", "norm_relu", "prepare", "relu_norm"]
 
 _KINDS = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
-_WINDOWED = ("pool", "unpool")
+_WINDOWED = ("pool", "unpool", "halve", "spread")
 
 
 def fits(values: Tensor, norm: nn.Module) -> bool:
-    """Whether `relu_norm` can take the place of the modules: a BatchNorm2d in training, on channels-last CPU values."""
+    """Whether `relu_norm` or `norm_relu` can stand for the modules: a BatchNorm2d in training, see also `_takes`."""
     return (
         type(norm) is nn.BatchNorm2d
         and norm.training
         and norm.affine
         and norm.momentum is not None
         and norm.track_running_stats
-        and values.device.type == "cpu"
-        and values.dtype in _KINDS
         and norm.weight.dtype == torch.float32
-        and norm.num_features % LANES == 0
+        and _takes(values)
         and values.numel() > norm.num_features
+    )
+
+
+def halves(values: Tensor, pool: nn.Module) -> bool:
+    """Whether `halve` can take the place of the module: a max-pooling of 2x2 windows, in training."""
+    return (
+        type(pool) is nn.MaxPool2d
+        and pool.training
+        and (pool.kernel_size, pool.stride, pool.padding, pool.dilation, pool.ceil_mode) == (2, 2, 0, 1, False)
+        and _takes(values)
+        and min(values.shape[2:]) > 1
+    )
+
+
+def _takes(values: Tensor) -> bool:
+    """Whether the loops take them: on the CPU, channels-last, of a type and a number of channels that they know."""
+    return (
+        values.device.type == "cpu"
+        and values.dtype in _KINDS
+        and values.shape[1] % LANES == 0
         and values.is_contiguous(memory_format=torch.channels_last)
         and not torch.compiler.is_compiling()
     )
@@ -69,22 +88,38 @@ def relu_norm(values: Tensor, norm: nn.BatchNorm2d, *, pool: bool) -> Tensor:
     return found
 
 
+def norm_relu(values: Tensor, norm: nn.BatchNorm2d) -> Tensor:
+    """`norm` in training, then ReLU. Updates the norm's running statistics, as it would.
+
+    Args:
+        values: floating [B, C, H, W], see `fits`.
+        norm: of C channels.
+
+    Returns:
+        [B, C, H, W] of the type of `values`, in channels-last memory.
+    """
+    found: Tensor = _NormRelu.apply(values, norm.weight, norm.bias, norm)  # type: ignore[no-untyped-call]
+    return found
+
+
+def halve(values: Tensor) -> Tensor:
+    """The maxima of 2x2 windows; an odd last row or column is left out.
+
+    Args:
+        values: floating [B, C, H, W], see `halves`.
+
+    Returns:
+        [B, C, H // 2, W // 2] of the type of `values`, in channels-last memory.
+    """
+    found: Tensor = _Halve.apply(values)  # type: ignore[no-untyped-call]
+    return found
+
+
 class _ReluNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, values: Tensor, weight: Tensor, bias: Tensor, norm: nn.BatchNorm2d, pool: bool) -> Tensor:
         images, channels, height, width = values.shape
-        count = images * height * width
-        sums = np.empty((-(-count // PART), 3, channels), np.float32)
-        _run("moments", values, sums=sums)
-        with np.errstate(all="ignore"):  # what diverges is the trainer's to report
-            mean, variance = _merge(sums, count)
-        with torch.no_grad():
-            for running, found in ((norm.running_mean, mean), (norm.running_var, variance * count / (count - 1))):
-                running.lerp_(torch.from_numpy(found.astype(np.float32)), norm.momentum)  # type: ignore[union-attr,arg-type]
-            norm.num_batches_tracked.add_(1)  # type: ignore[union-attr]
-        deviation = 1 / np.sqrt(variance + norm.eps)
-        scale = weight.detach().double().numpy() * deviation
-        factors = {"scale": _single(scale), "bias": _single(bias.detach().double().numpy() - mean * scale)}
+        ctx.moments, factors = _moments("moments", values, weight, bias, norm)
         size = (images, channels, (height + 1) // 2, (width + 1) // 2) if pool else values.shape
         out = torch.empty(size, dtype=values.dtype, memory_format=torch.channels_last)
         if pool:
@@ -95,31 +130,119 @@ class _ReluNorm(torch.autograd.Function):
         else:
             _run("apply", values, output=out, **factors)
             ctx.save_for_backward(values)
-        ctx.moments = mean, deviation, scale
         return out
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         values, *pooled = ctx.saved_tensors
-        mean, deviation, scale = ctx.moments
-        gradient = gradient.to(values.dtype).contiguous(memory_format=torch.channels_last)
-        images, channels, height, width = values.shape
+        gradient = _like(values, gradient)
         inputs = pooled[0] if pooled else values
-        sums = np.empty((-(-(inputs.numel() // channels) // PART), 2, channels), np.float32)
-        _run("sums", inputs, gradient=gradient, sums=sums, centre=_single(mean))
-        for_bias, centred = sums.sum(0, dtype=np.float64)
-        for_weight = centred * deviation
-        count = images * height * width
-        slope = -scale * deviation * for_weight / count
-        offset = -scale * for_bias / count - slope * mean
-        factors = {"scale": _single(scale), "slope": _single(slope), "offset": _single(offset)}
+        factors, for_weight, for_bias = _slopes("sums", inputs, gradient, ctx.moments, values.numel())
         out = torch.empty_like(values)
         if pooled:
             _run("unpool", values, gradient=gradient, codes=pooled[1], output=out, **factors)
         else:
             _run("back", values, gradient=gradient, output=out, **factors)
-        return out, torch.from_numpy(_single(for_weight)), torch.from_numpy(_single(for_bias)), None, None
+        return out, for_weight, for_bias, None, None
+
+
+class _NormRelu(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, weight: Tensor, bias: Tensor, norm: nn.BatchNorm2d) -> Tensor:
+        ctx.moments, ctx.factors = _moments("plain_moments", values, weight, bias, norm)
+        out = torch.empty_like(values)
+        _run("apply_relu", values, output=out, **ctx.factors)
+        ctx.save_for_backward(values)
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        (values,) = ctx.saved_tensors
+        gradient = _like(values, gradient)
+        factors, for_weight, for_bias = _slopes(
+            "sums_relu", values, gradient, ctx.moments, values.numel(), **ctx.factors
+        )
+        out = torch.empty_like(values)
+        _run("back_relu", values, gradient=gradient, output=out, **{**factors, **ctx.factors})
+        return out, for_weight, for_bias, None
+
+
+class _Halve(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        images, channels, height, width = values.shape
+        size = (images, channels, height // 2, width // 2)
+        out = torch.empty(size, dtype=values.dtype, memory_format=torch.channels_last)
+        codes = torch.empty(size, dtype=torch.uint8, memory_format=torch.channels_last)
+        _run("halve", values, output=out, codes=codes)
+        ctx.save_for_backward(codes)
+        ctx.shape = values.shape
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        (codes,) = ctx.saved_tensors
+        gradient = gradient.contiguous(memory_format=torch.channels_last)
+        out = torch.empty(ctx.shape, dtype=gradient.dtype, memory_format=torch.channels_last)
+        _run("spread", out, gradient=gradient, codes=codes, output=out)
+        return out
+
+
+_Moments: TypeAlias = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]
+"""Of each channel: mean, 1 / deviation, and what a value is multiplied by."""
+
+
+def _moments(
+    name: str, values: Tensor, weight: Tensor, bias: Tensor, norm: nn.BatchNorm2d
+) -> tuple[_Moments, dict[str, NDArray[np.float32]]]:
+    """A batch's moments, which the running statistics follow, and the factors of scale * value + bias."""
+    channels = values.shape[1]
+    count = values.numel() // channels
+    sums = np.empty((-(-count // PART), 3, channels), np.float32)
+    _run(name, values, sums=sums)
+    with np.errstate(all="ignore"):  # what diverges is the trainer's to report
+        mean, variance = _merge(sums, count)
+    with torch.no_grad():
+        for running, found in ((norm.running_mean, mean), (norm.running_var, variance * count / (count - 1))):
+            running.lerp_(torch.from_numpy(found.astype(np.float32)), norm.momentum)  # type: ignore[union-attr,arg-type]
+        norm.num_batches_tracked.add_(1)  # type: ignore[union-attr]
+    deviation = 1 / np.sqrt(variance + norm.eps)
+    scale = weight.detach().double().numpy() * deviation
+    factors = {"scale": _single(scale), "bias": _single(bias.detach().double().numpy() - mean * scale)}
+    return (mean, deviation, scale), factors
+
+
+def _slopes(
+    name: str, inputs: Tensor, gradient: Tensor, moments: _Moments, size: int, **factors: NDArray[np.float32]
+) -> tuple[dict[str, NDArray[np.float32]], Tensor, Tensor]:
+    """The factors of the gradient of each of `size` values, and the gradients of weight and bias.
+
+    Args:
+        name: of the loop that sums over `inputs`, which need be no more than those that a gradient comes to.
+        inputs: floating [B, C, H, W].
+        gradient: of what became of them, of their shape.
+        moments: of the values.
+        size: how many values there are.
+        factors: that the loop needs.
+    """
+    mean, deviation, scale = moments
+    channels = inputs.shape[1]
+    sums = np.empty((-(-(inputs.numel() // channels) // PART), 2, channels), np.float32)
+    _run(name, inputs, gradient=gradient, sums=sums, centre=_single(mean), **factors)
+    for_bias, centred = sums.sum(0, dtype=np.float64)
+    for_weight = centred * deviation
+    count = size // channels
+    slope = -scale * deviation * for_weight / count
+    offset = -scale * for_bias / count - slope * mean
+    found = {"scale": _single(scale), "slope": _single(slope), "offset": _single(offset)}
+    return found, torch.from_numpy(_single(for_weight)), torch.from_numpy(_single(for_bias))
+
+
+def _like(values: Tensor, gradient: Tensor) -> Tensor:
+    return gradient.to(values.dtype).contiguous(memory_format=torch.channels_last)
 
 
 def _single(values: NDArray[Any]) -> NDArray[np.float32]:
