@@ -268,7 +268,7 @@ class TrainConfig:
         object.__setattr__(self, "dataset", str(self.dataset) if isinstance(self.dataset, Path) else self.dataset)
         for name in ("arch", "dataset", "recipe"):
             _kind(name, getattr(self, name), str, "a name")
-        for name in ("allow_unverified", "amp", "channels_last", "profile"):
+        for name in ("allow_unverified", "amp", "channels_last", "cuda_graphs", "profile"):
             _kind(name, getattr(self, name), bool, "True or False")
         object.__setattr__(self, "device", str(self.device))  # a torch.device too
         if isinstance(self.change, str) or not all(isinstance(change, str) for change in self.change):

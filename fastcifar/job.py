@@ -163,9 +163,8 @@ class Job:
                 if position["step"] == 0:
                     trainer.start_epoch()
                 with self.profiler as profiler:
-                    train_epoch(
-                        trainer, self.loader, self.reporter, stop=stop, step_done=profiler.step, graphs=self.graphs
-                    )
+                    taken = self.graphs.take_steps() if self.graphs is not None else None
+                    train_epoch(trainer, self.loader, self.reporter, stop=stop, step_done=profiler.step, taken=taken)
             loss, accuracy, samples = trainer.totals.read()
         except LossNotFiniteError as lost:
             raise self._diverged(f"the training loss became {lost.loss}", lost.step) from None

@@ -51,6 +51,7 @@ RECIPES = {
 # Our own net's first convolution is there for whitening; the rest follows airbench94's hyperparameters (Jordan 2024).
 _FAST_NET: dict[str, Any] = {
     "batch_size": 250,
+    "lr": 0.07,
     "vector_lr": 0.22,
     "head_lr": 2.8,
     "label_smoothing": 0.2,

@@ -6,9 +6,8 @@ Example:
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -28,9 +27,6 @@ from fastcifar.ranks import ALONE, Ranks
 from fastcifar.reporter import Reporter
 from fastcifar.runtime import Runtime
 from fastcifar.signals import StopRequest
-
-if TYPE_CHECKING:
-    from fastcifar.step_graphs import StepGraphs
 
 __all__ = ["Trainer", "load_weights", "train_epoch"]
 
@@ -99,8 +95,7 @@ class Trainer:
 
     def end_step_no_sync(self) -> None:
         """What `move_no_sync` does not do, after it: averaging, in some steps, and counting."""
-        with phase_scope("optimiser"):
-            self.averaging.update_no_sync(self.step + 1)
+        self.averaging.update_no_sync(self.step + 1)
         self.step += 1
 
     def move_no_sync(
@@ -261,7 +256,7 @@ def train_epoch(
     *,
     stop: StopRequest | None = None,
     step_done: Callable[[], None] = lambda: None,
-    graphs: "StepGraphs | None" = None,
+    taken: Iterable[None] | None = None,
 ) -> None:
     """Train from the loader's position to the end of its epoch.
 
@@ -271,7 +266,7 @@ def train_epoch(
         reporter: told of each step.
         stop: looked at after each step.
         step_done: called after each step; `StepProfiler.step` takes ten of them apart.
-        graphs: that take the steps; None: one operation after another does.
+        taken: takes a step when it is asked for one, as `StepGraphs` does; None: `step_no_sync` takes them.
 
     Raises:
         LossNotFiniteError: the loss is no longer finite; where looking would wait for the device, at the end.
@@ -280,8 +275,7 @@ def train_epoch(
     trainer.model.train()
     started, signum = time.perf_counter(), None
     first, steps, images_in_all = int(loader.state_dict()["step"]), len(loader), len(loader.dataset)
-    taken = _take_steps(trainer, loader) if graphs is None else graphs.take_steps()
-    for done, _ in enumerate(taken, first + 1):
+    for done, _ in enumerate(_take_steps(trainer, loader) if taken is None else taken, first + 1):
         seen = min(done * loader.batch_size, images_in_all) - first * loader.batch_size
         reporter.train_step(done, steps, seen / (time.perf_counter() - started))
         step_done()

@@ -382,7 +382,8 @@ def test_it_compiles_for_gpus(monkeypatch, tmp_path, arch, options, way):
     assert f".target sm_{arch}" in ptx
     resources = resources_of(compiled, tmp_path)
     assert resources["STACK"] == resources["LOCAL"] == resources["SHARED"] == 0
-    assert resources["REG"] <= 128  # 8 programs of 64 threads on a processor
+    # 8 programs of 64 threads on a processor, or 10 of 32
+    assert resources["REG"] <= (128 if plan.dtype == "float32" else 200)
     # labels in one store each, images in 16 bytes a thread
     stores = Counter(re.findall(r"st\.global[\w.:]*", ptx))
     assert stores.keys() == {"st.global.b64", "st.global.v4.b32"}

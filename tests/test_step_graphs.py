@@ -59,7 +59,7 @@ def test_graphs_take_the_steps_of_the_loop() -> None:
     for epoch in range(2):
         for trainer, source, given in ((eager, batches, None), (graphed, loader, graphs)):
             trainer.start_epoch()
-            train_epoch(trainer, source, NullReporter(), graphs=given)
+            train_epoch(trainer, source, NullReporter(), taken=given and given.take_steps())
         assert loader.state_dict() == batches.state_dict()
         assert loader.state_dict()["epoch"] == epoch + 1
         assert graphed.totals.read() == eager.totals.read()

@@ -51,11 +51,12 @@ ARROWS: dict[str, set[str]] = {
     "trainer": {
         *{"averaging", "loader", "evaluation", "optim", "profiling", "rank_norm", "ranks", "reporter", "runtime"},
     },
+    "step_graphs": {"trainer", "loader", "muon"},
     "summary": {"checkpoint", "data", "loader", "recipes", "reporter", "runs", "runtime"},
     "outcome": {"figures", "page", "reporter", "runs"},
     "job": {
         *{"trainer", "evaluation", "loader", "data", "nets", "profiling", "ranks", "reporter", "runtime"},
-        *{"checkpoint", "runs", "whitening", "summary", "outcome"},
+        *{"checkpoint", "runs", "whitening", "step_graphs", "summary", "outcome"},
     },
     "engine": {
         *{"job", "trainer", "evaluation", "data", "nets", "ranks", "recipes", "reporter", "runtime", "memory"},
