@@ -58,7 +58,10 @@ BATCH = Part(
     tuple(cpu_fields.FUNCTIONS.items()),
 )
 NORMS = Part(
-    "norms", ("norm_loops",), ("cpu_words", "lanes", "machine", "norm_fields"), tuple(norm_fields.FUNCTIONS.items())
+    "norms",
+    ("norm_loops", "halve_loops"),
+    ("cpu_words", "lanes", "machine", "norm_fields"),
+    tuple(norm_fields.FUNCTIONS.items()),
 )
 
 _PREFIX = "fastcifar_"

@@ -25,4 +25,4 @@ FUNCTIONS: Final = {
     )
     for kind in ("float32", "bfloat16")
 }
-"""The functions of `norm_loops`, and how many int64 each takes; each gives one back."""
+"""The functions of `norm_loops` and `halve_loops`, and how many int64 each takes; each gives one back."""

@@ -55,16 +55,11 @@ from fastcifar.kernels.norm_fields import (
     WIDTH,
 )
 
-_ZERO = np.float32(0)
+ZERO = np.float32(0)
 
 
 @word
-def _as_it_is(value):
-    return value
-
-
-@word
-def _sums_of(job, part, load, item, before):
+def sums_of(job, part, load, item, before):
     """Write float32[3, C]: the part's first r, k, and the sums of r - k and of its square over its pixels."""
     first, channels = part * PART, get64(job, CHANNELS)
     pixels, step = min(PART, get64(job, PIXELS) - first), channels * item
@@ -72,7 +67,7 @@ def _sums_of(job, part, load, item, before):
     for c in range(0, channels, LANES):
         at = x + c * item
         k = before(load(at))
-        s0 = s1 = s2 = s3 = q0 = q1 = q2 = q3 = splat(_ZERO)
+        s0 = s1 = s2 = s3 = q0 = q1 = q2 = q3 = splat(ZERO)
         whole = pixels // 4 * 4
         for _ in range(0, whole, 4):  # four sums of each: one would wait for itself
             d0, d1 = subtract(before(load(at)), k), subtract(before(load(at + step)), k)
@@ -92,13 +87,7 @@ def _sums_of(job, part, load, item, before):
 @word
 def _moments(job, part, load, store, item):
     """The sums that mean and variance of r are made of."""
-    _sums_of(job, part, load, item, relu)
-
-
-@word
-def _plain_moments(job, part, load, store, item):
-    """Those of x itself, where the ReLU comes after the norm."""
-    _sums_of(job, part, load, item, _as_it_is)
+    sums_of(job, part, load, item, relu)
 
 
 @word
@@ -156,7 +145,7 @@ def _sums(job, part, load, store, item):
     sums, centre = get64(job, SUMS) + part * 8 * channels, get64(job, CENTRE)
     for c in range(0, channels, LANES):
         m = load_float32(centre + 4 * c)
-        s0 = s1 = s2 = s3 = t0 = t1 = t2 = t3 = splat(_ZERO)
+        s0 = s1 = s2 = s3 = t0 = t1 = t2 = t3 = splat(ZERO)
         at, whole = c * item, pixels // 4 * 4
         for _ in range(0, whole, 4):
             g0, g1 = load(gradient + at), load(gradient + at + step)
@@ -179,7 +168,7 @@ def _sums(job, part, load, store, item):
 def _finish(x, g, a, slope, offset):
     """The gradient of x: a * g + slope * r + offset where x is positive."""
     value = fma(a, g, fma(slope, relu(x), offset))
-    zero = splat(_ZERO)
+    zero = splat(ZERO)
     return pick(more(x, zero), value, zero)
 
 
@@ -201,9 +190,9 @@ def _back(job, part, load, store, item):
 
 
 @word
-def _share(gradient, codes, code, load):
+def share(gradient, codes, code, load):
     """What of a window's gradient goes to the pixel at `code` of it."""
-    return pick(equal(load_codes(codes), splat_code(code)), load(gradient), splat(_ZERO))
+    return pick(equal(load_codes(codes), splat_code(code)), load(gradient), splat(ZERO))
 
 
 @word
@@ -230,144 +219,23 @@ def _unpool(job, image, load, store, item):
             here = (i * columns + j) * channels
             for c in range(0, channels, LANES):
                 at = here + c
-                g = _share(gradient + at * item, codes + at, np.uint8(code), load)
+                g = share(gradient + at * item, codes + at, np.uint8(code), load)
                 if two_columns:
                     at = here + channels + c
-                    g = add(g, _share(gradient + at * item, codes + at, np.uint8(code - 2), load))
+                    g = add(g, share(gradient + at * item, codes + at, np.uint8(code - 2), load))
                 if two_rows:
                     at = here + below + c
-                    g = add(g, _share(gradient + at * item, codes + at, np.uint8(code - 6), load))
+                    g = add(g, share(gradient + at * item, codes + at, np.uint8(code - 6), load))
                 if two_rows and two_columns:
                     at = here + below + channels + c
-                    g = add(g, _share(gradient + at * item, codes + at, np.uint8(code - 8), load))
+                    g = add(g, share(gradient + at * item, codes + at, np.uint8(code - 8), load))
                 a, p, q = load_float32(scale + 4 * c), load_float32(slope + 4 * c), load_float32(offset + 4 * c)
                 store(out + c * item, _finish(load(x + c * item), g, a, p, q))
             x += channels * item
             out += channels * item
 
 
-@word
-def _apply_relu(job, part, load, store, item):
-    """Write relu(scale * x + bias)."""
-    first, channels = part * PART, get64(job, CHANNELS)
-    pixels, step = min(PART, get64(job, PIXELS) - first), channels * item
-    x, y = get64(job, INPUT) + first * step, get64(job, OUTPUT) + first * step
-    scale, bias = get64(job, SCALE), get64(job, BIAS)
-    for _ in range(pixels):
-        for c in range(0, channels, LANES):
-            store(y + c * item, relu(fma(load_float32(scale + 4 * c), load(x + c * item), load_float32(bias + 4 * c))))
-        x += step
-        y += step
-
-
-@word
-def _passed(x, g, a, b):
-    """The gradient g where relu(a * x + b) lets it pass."""
-    zero = splat(_ZERO)
-    return pick(more(fma(a, x, b), zero), g, zero)
-
-
-@word
-def _sums_relu(job, part, load, store, item):
-    """Sums of g and of g * (x - centre) over a part's pixels, to float32[2, C]; g: what passes of y's gradient."""
-    first, channels = part * PART, get64(job, CHANNELS)
-    pixels, step = min(PART, get64(job, PIXELS) - first), channels * item
-    x, gradient = get64(job, INPUT) + first * step, get64(job, GRADIENT) + first * step
-    sums, centre = get64(job, SUMS) + part * 8 * channels, get64(job, CENTRE)
-    scale, bias = get64(job, SCALE), get64(job, BIAS)
-    for c in range(0, channels, LANES):
-        m, a, b = load_float32(centre + 4 * c), load_float32(scale + 4 * c), load_float32(bias + 4 * c)
-        s0 = s1 = t0 = t1 = splat(_ZERO)
-        at, whole = c * item, pixels // 2 * 2
-        for _ in range(0, whole, 2):
-            x0, x1 = load(x + at), load(x + at + step)
-            g0, g1 = _passed(x0, load(gradient + at), a, b), _passed(x1, load(gradient + at + step), a, b)
-            s0, s1 = add(s0, g0), add(s1, g1)
-            t0, t1 = fma(g0, subtract(x0, m), t0), fma(g1, subtract(x1, m), t1)
-            at += 2 * step
-        for _ in range(whole, pixels):
-            x0 = load(x + at)
-            g0 = _passed(x0, load(gradient + at), a, b)
-            s0, t0 = add(s0, g0), fma(g0, subtract(x0, m), t0)
-        store_float32(sums + 4 * c, add(s0, s1))
-        store_float32(sums + 4 * (channels + c), add(t0, t1))
-
-
-@word
-def _back_relu(job, part, load, store, item):
-    """The gradient of x: scale * g + slope * x + offset, g being what passes of y's gradient."""
-    first, channels = part * PART, get64(job, CHANNELS)
-    pixels, step = min(PART, get64(job, PIXELS) - first), channels * item
-    x, gradient = get64(job, INPUT) + first * step, get64(job, GRADIENT) + first * step
-    out = get64(job, OUTPUT) + first * step
-    scale, bias = get64(job, SCALE), get64(job, BIAS)
-    slope, offset = get64(job, SLOPE), get64(job, OFFSET)
-    for _ in range(pixels):
-        for c in range(0, channels, LANES):
-            a, b, value = load_float32(scale + 4 * c), load_float32(bias + 4 * c), load(x + c * item)
-            g = _passed(value, load(gradient + c * item), a, b)
-            rest = fma(load_float32(slope + 4 * c), value, load_float32(offset + 4 * c))
-            store(out + c * item, fma(a, g, rest))
-        x += step
-        gradient += step
-        out += step
-
-
-@word
-def _better(best, code, x, here, load):
-    """The larger of `best` and the value at `x`, with its code; the first of equals; NaN where either is."""
-    value = load(x)
-    larger, lost = more(value, best), more(best, best)  # only a NaN is more than itself
-    found, place = pick(larger, value, best), pick_code(larger, splat_code(np.uint8(here)), code)
-    return pick(lost, best, found), pick_code(lost, code, place)
-
-
-@word
-def _halve(job, image, load, store, item):
-    """The largest x of each 2x2 window, and its code, 0 to 3. An odd last row or column is in no window."""
-    height, width, channels = get64(job, HEIGHT), get64(job, WIDTH), get64(job, CHANNELS)
-    rows, columns = height // 2, width // 2
-    x = get64(job, INPUT) + image * height * width * channels * item
-    first = image * rows * columns * channels
-    y, codes = get64(job, OUTPUT) + first * item, get64(job, CODES) + first
-    right, below = channels * item, width * channels * item
-    for i in range(rows):
-        for j in range(columns):
-            at = x + (2 * i * width + 2 * j) * right
-            place = (i * columns + j) * channels
-            for c in range(0, channels, LANES):
-                here = at + c * item
-                best, code = load(here), splat_code(np.uint8(0))
-                best, code = _better(best, code, here + right, 1, load)
-                best, code = _better(best, code, here + below, 2, load)
-                best, code = _better(best, code, here + below + right, 3, load)
-                store(y + (place + c) * item, best)
-                store_codes(codes + place + c, code)
-
-
-@word
-def _spread(job, image, load, store, item):
-    """The gradient of x, of the gradient of the halved: each value's to the place of its code, zero elsewhere."""
-    height, width, channels = get64(job, HEIGHT), get64(job, WIDTH), get64(job, CHANNELS)
-    rows, columns = height // 2, width // 2
-    out = get64(job, OUTPUT) + image * height * width * channels * item
-    first = image * rows * columns * channels
-    gradient, codes = get64(job, GRADIENT) + first * item, get64(job, CODES) + first
-    for u in range(height):
-        for v in range(width):
-            i, j = u // 2, v // 2
-            inside = i < rows and j < columns
-            place, code = (i * columns + j) * channels, np.uint8(2 * (u % 2) + v % 2)
-            for c in range(0, channels, LANES):
-                if inside:
-                    at = place + c
-                    store(out + c * item, _share(gradient + at * item, codes + at, code, load))
-                else:
-                    store(out + c * item, splat(_ZERO))
-            out += channels * item
-
-
-def _whole(body, load, store, item):
+def whole(body, load, store, item):
     """The function of a job that does `body` for the parts that are left; `item`: bytes of a value."""
 
     def function(job):
@@ -380,17 +248,11 @@ def _whole(body, load, store, item):
     return function
 
 
-_FLOAT32, _BFLOAT16 = (load_float32, store_float32, 4), (load_bfloat16, store_bfloat16, 2)
+FLOAT32, BFLOAT16 = (load_float32, store_float32, 4), (load_bfloat16, store_bfloat16, 2)
 
-moments_float32, moments_bfloat16 = _whole(_moments, *_FLOAT32), _whole(_moments, *_BFLOAT16)
-apply_float32, apply_bfloat16 = _whole(_apply, *_FLOAT32), _whole(_apply, *_BFLOAT16)
-pool_float32, pool_bfloat16 = _whole(_pool, *_FLOAT32), _whole(_pool, *_BFLOAT16)
-sums_float32, sums_bfloat16 = _whole(_sums, *_FLOAT32), _whole(_sums, *_BFLOAT16)
-back_float32, back_bfloat16 = _whole(_back, *_FLOAT32), _whole(_back, *_BFLOAT16)
-unpool_float32, unpool_bfloat16 = _whole(_unpool, *_FLOAT32), _whole(_unpool, *_BFLOAT16)
-plain_moments_float32, plain_moments_bfloat16 = _whole(_plain_moments, *_FLOAT32), _whole(_plain_moments, *_BFLOAT16)
-apply_relu_float32, apply_relu_bfloat16 = _whole(_apply_relu, *_FLOAT32), _whole(_apply_relu, *_BFLOAT16)
-sums_relu_float32, sums_relu_bfloat16 = _whole(_sums_relu, *_FLOAT32), _whole(_sums_relu, *_BFLOAT16)
-back_relu_float32, back_relu_bfloat16 = _whole(_back_relu, *_FLOAT32), _whole(_back_relu, *_BFLOAT16)
-halve_float32, halve_bfloat16 = _whole(_halve, *_FLOAT32), _whole(_halve, *_BFLOAT16)
-spread_float32, spread_bfloat16 = _whole(_spread, *_FLOAT32), _whole(_spread, *_BFLOAT16)
+moments_float32, moments_bfloat16 = whole(_moments, *FLOAT32), whole(_moments, *BFLOAT16)
+apply_float32, apply_bfloat16 = whole(_apply, *FLOAT32), whole(_apply, *BFLOAT16)
+pool_float32, pool_bfloat16 = whole(_pool, *FLOAT32), whole(_pool, *BFLOAT16)
+sums_float32, sums_bfloat16 = whole(_sums, *FLOAT32), whole(_sums, *BFLOAT16)
+back_float32, back_bfloat16 = whole(_back, *FLOAT32), whole(_back, *BFLOAT16)
+unpool_float32, unpool_bfloat16 = whole(_unpool, *FLOAT32), whole(_unpool, *BFLOAT16)

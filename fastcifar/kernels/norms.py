@@ -67,7 +67,7 @@ def _takes(values: Tensor) -> bool:
 
 
 def prepare() -> None:
-    """Load the loops, or compile them (4 s, once on a machine), so that no step waits for it."""
+    """Load the loops, or compile them (8 s, once on a machine), so that no step waits for it."""
     machine.load(machine.NORMS)
 
 
