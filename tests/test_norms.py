@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from fastcifar import build_model
-from fastcifar.kernels import norms
+from fastcifar.kernels import norms, openmp, winograd
 from tests.effort import effort
 
 LAST = torch.channels_last
@@ -188,7 +188,7 @@ def test_threads_change_no_bit(pool: bool, monkeypatch: pytest.MonkeyPatch) -> N
     one = run(1)
     for other in (run(2), run(3)):
         assert all(map(torch.equal, one, other))
-    monkeypatch.setattr(norms, "_openmp", lambda: None)
+    monkeypatch.setattr(openmp, "_parallel", lambda: None)
     assert all(map(torch.equal, one, run(2)))
 
 
@@ -249,6 +249,7 @@ def test_the_nets_train_as_they_would_with_their_modules(arch: str, side: int) -
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(norms, "_run", run)
+        patch.setattr(winograd, "fits", lambda images, layer: False)  # its rounding would decide between equal maxima
         loss = F.cross_entropy(net(images), labels)
         loss.backward()
     expected = F.cross_entropy(other(images.double()), labels)

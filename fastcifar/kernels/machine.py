@@ -27,10 +27,10 @@ from typing import Any, NamedTuple
 import llvmlite.binding as llvm
 import platformdirs
 
-from fastcifar.kernels import cpu_fields, norm_fields
+from fastcifar.kernels import cpu_fields, norm_fields, winograd_fields
 from fastcifar.publish import publish_bytes
 
-__all__ = ["BATCH", "NORMS", "Functions", "Part", "load"]
+__all__ = ["BATCH", "NORMS", "WINOGRAD", "Functions", "Part", "load"]
 
 Functions = Mapping[str, Callable[..., int]]
 
@@ -62,6 +62,12 @@ NORMS = Part(
     ("norm_loops", "halve_loops"),
     ("cpu_words", "lanes", "machine", "norm_fields"),
     tuple(norm_fields.FUNCTIONS.items()),
+)
+WINOGRAD = Part(
+    "winograd",
+    ("winograd_loops",),
+    ("cpu_words", "lanes", "machine", "norm_fields", "winograd_fields"),
+    tuple(winograd_fields.FUNCTIONS.items()),
 )
 
 _PREFIX = "fastcifar_"

@@ -12,8 +12,6 @@ normalised r, dL/dr = weight / deviation * (g - mean(g) - r' mean(g r')).
 """
 
 import ctypes
-import functools
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -23,6 +21,7 @@ from torch import Tensor, nn
 
 from fastcifar.kernels import machine, norm_fields
 from fastcifar.kernels.norm_fields import LANES, PART, WORDS
+from fastcifar.kernels.openmp import launch
 
 __all__ = ["fits", "halve", "halves", "norm_relu", "prepare", "relu_norm"]
 
@@ -276,24 +275,4 @@ def _run(name: str, values: Tensor, **more: Tensor | NDArray[Any]) -> None:
     job[norm_fields.COUNT], job[norm_fields.PIXELS], job[norm_fields.CHANNELS] = count, pixels, channels
     job[norm_fields.HEIGHT], job[norm_fields.WIDTH] = height, width
     function: Any = machine.load(machine.NORMS)[f"{name}_{_KINDS[values.dtype]}"]
-    threads = min(torch.get_num_threads(), count)
-    parallel = _openmp()
-    if threads > 1 and parallel is not None:
-        parallel(ctypes.cast(function, ctypes.c_void_p), ctypes.addressof(job), threads, 0)
-    else:
-        function(ctypes.addressof(job))
-
-
-@functools.cache
-def _openmp() -> Any:
-    """`GOMP_parallel` of the OpenMP that PyTorch runs on: its threads are awake, and others would contend with them.
-
-    None where PyTorch has another.
-    """
-    try:
-        parallel = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so")).GOMP_parallel
-    except (OSError, AttributeError):
-        return None
-    parallel.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
-    parallel.restype = None
-    return parallel
+    launch(function, job, count)

@@ -1,0 +1,38 @@
+"""Runs a compiled loop on the threads of the OpenMP that PyTorch runs on.
+
+    launch(functions["moments_float32"], job, parts)
+
+These threads are awake after PyTorch's operations, and threads of our own would contend with them.
+"""
+
+import ctypes
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+__all__ = ["launch"]
+
+
+def launch(function: Callable[..., int], job: "ctypes.Array[ctypes.c_int64]", parts: int) -> None:
+    """Call a function of a job with every thread that PyTorch would use, but no more than it has parts."""
+    threads = min(torch.get_num_threads(), parts)
+    parallel = _parallel()
+    if threads > 1 and parallel is not None:
+        parallel(ctypes.cast(function, ctypes.c_void_p), ctypes.addressof(job), threads, 0)  # type: ignore[arg-type]
+    else:
+        function(ctypes.addressof(job))
+
+
+@functools.cache
+def _parallel() -> Any:
+    """`GOMP_parallel`; None where PyTorch has another OpenMP."""
+    try:
+        parallel = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so")).GOMP_parallel
+    except (OSError, AttributeError):
+        return None
+    parallel.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
+    parallel.restype = None
+    return parallel

@@ -1,0 +1,31 @@
+"""What the compiled loops of `winograd` and those who call them agree on; importing it loads no numba."""
+
+from typing import Final
+
+from fastcifar.kernels.norm_fields import LANES, NEXT, WORDS
+
+__all__ = [
+    "BIAS",
+    "CHANNELS",
+    "COUNT",
+    "FUNCTIONS",
+    "HEIGHT",
+    "IMAGES",
+    "LANES",
+    "NEXT",
+    "PLANES",
+    "STRIDE",
+    "WIDTH",
+    "WORDS",
+    "ZEROS",
+]
+
+IMAGES, PLANES, BIAS, ZEROS = range(4)
+"""Words of a job that are addresses, of float32: [COUNT, HEIGHT, WIDTH, CHANNELS], [36, STRIDE, CHANNELS], one number
+for each channel, and sixteen zeros."""
+
+COUNT, HEIGHT, WIDTH, CHANNELS, STRIDE = range(4, 9)
+"""Its numbers: images, their shape, and a plane's rows."""
+
+FUNCTIONS: Final = dict.fromkeys(("gather", "scatter", "gather_back", "scatter_back"), 1)
+"""The functions of `winograd_loops`, and how many int64 each takes; each gives one back."""

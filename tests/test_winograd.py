@@ -1,0 +1,162 @@
+"""Tests of fastcifar.kernels.winograd: the convolution with fewer products is the layer's, values and gradients."""
+
+import copy
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from fastcifar import build_model
+from fastcifar.kernels import openmp, winograd
+from tests.effort import effort
+
+LAST = torch.channels_last
+
+
+def _images(shape: tuple[int, ...], seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).contiguous(memory_format=LAST)
+
+
+def _layer(channels: int, count: int, **options: bool) -> nn.Conv2d:
+    torch.manual_seed(channels + count)
+    return nn.Conv2d(channels, count, 3, padding=1, **options).to(memory_format=LAST)  # type: ignore[arg-type,call-overload,no-any-return]
+
+
+def _close(found: Tensor | None, expected: Tensor | None, tolerance: float = 1e-4) -> None:
+    assert found is not None
+    assert expected is not None
+    wrong = (found.detach().double() - expected.detach().double()).abs().max()
+    assert wrong <= tolerance * (expected.detach().abs().max() + 1), wrong
+
+
+@settings(max_examples=effort(40), deadline=None)
+@given(
+    batch=st.integers(1, 9),
+    channels=st.sampled_from((16, 17, 24, 40, 64)),
+    count=st.sampled_from((16, 24, 31, 64)),
+    height=st.integers(1, 17),
+    width=st.integers(1, 17),
+    bias=st.booleans(),
+    chunk=st.sampled_from((1, 1 << 20, 64 << 20)),
+    seed=st.integers(0, 2**31),
+)
+def test_it_is_the_layers_convolution(
+    batch: int, channels: int, count: int, height: int, width: int, bias: bool, chunk: int, seed: int
+) -> None:
+    """Beside float64: all shapes, an image at a time and all at once, tiles that hang over the image's edges."""
+    layer = _layer(channels, count, bias=bias)
+    exact = copy.deepcopy(layer).double()
+    images = _images((batch, channels, height, width), seed).requires_grad_()
+    reference = images.detach().double().requires_grad_()
+    expected = exact(reference)
+    gradient = torch.randn(expected.shape, generator=torch.Generator().manual_seed(seed + 1))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(winograd, "_CHUNK", chunk)
+        found = winograd.conv2d(images, layer)
+        found.backward(gradient)  # type: ignore[no-untyped-call]
+    expected.backward(gradient.double())
+    assert found.is_contiguous(memory_format=LAST)
+    _close(found, expected)
+    _close(images.grad, reference.grad)
+    _close(layer.weight.grad, exact.weight.grad)
+    if bias:
+        assert layer.bias is not None
+        assert exact.bias is not None
+        _close(layer.bias.grad, exact.bias.grad)
+
+
+def test_no_gradient_is_made_that_nobody_wants() -> None:
+    layer, images = _layer(16, 32), _images((3, 16, 8, 8))
+    layer.weight.requires_grad_(False)
+    winograd.conv2d(images, layer).sum().backward()  # type: ignore[no-untyped-call]
+    assert images.grad is None
+    assert layer.weight.grad is None
+    assert layer.bias is not None
+    _close(layer.bias.grad, torch.full((32,), 3.0 * 64))
+    with torch.no_grad():
+        assert not winograd.conv2d(images, layer).requires_grad
+
+
+def test_threads_change_nothing_in_the_loops(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = _images((7, 48, 15, 13))
+
+    def run(threads: int) -> list[Tensor]:
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        try:
+            tiles, slopes = winograd._run("gather", images), winograd._run("gather_back", images)
+            made, found = torch.empty_like(images), torch.empty_like(images)
+            winograd._run("scatter", made, tiles, torch.ones(48))
+            winograd._run("scatter_back", found, slopes)
+            return [tiles, slopes, made, found]
+        finally:
+            torch.set_num_threads(before)
+
+    one = run(1)
+    for other in (run(2), run(3)):
+        assert all(map(torch.equal, one, other))
+    monkeypatch.setattr(openmp, "_parallel", lambda: None)
+    assert all(map(torch.equal, one, run(2)))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_what_is_not_finite_stays_so(bad: float) -> None:
+    images = _images((2, 16, 8, 8))
+    images[1, 3, 2, 2] = bad
+    found = winograd.conv2d(images, _layer(16, 16))
+    assert found[0].isfinite().all()
+    assert not found[1, :, 1:4, 1:4].isfinite().any()
+
+
+def test_it_is_for_3x3_convolutions_of_enough_pixels_in_float32() -> None:
+    layer, images = _layer(16, 16), _images((2, 16, 8, 8))
+    assert winograd.fits(images, layer)
+    assert not winograd.fits(images.double(), layer)
+    assert not winograd.fits(images.bfloat16(), layer)
+    assert not winograd.fits(images.contiguous(), layer)
+    assert not winograd.fits(_images((2, 16, 2, 2)), layer)  # a tile of 16 for 4 pixels
+    assert winograd.fits(_images((2, 16, 3, 3)), layer)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert not winograd.fits(images, layer)
+    layer.eval()
+    assert not winograd.fits(images, layer)
+    with torch.no_grad():
+        assert winograd.fits(images, layer)
+    for other in (
+        nn.Conv2d(16, 16, 1, padding=1),
+        nn.Conv2d(16, 16, 3),
+        nn.Conv2d(16, 16, 3, padding=1, stride=2),
+        nn.Conv2d(16, 16, 3, padding=1, dilation=2),
+        nn.Conv2d(16, 16, 3, padding=1, groups=2),
+        nn.Conv2d(16, 16, 3, padding=1, padding_mode="reflect"),
+        nn.Conv2d(3, 16, 3, padding=1),
+        nn.Conv2d(16, 8, 3, padding=1),
+        _layer(16, 16).double(),
+    ):
+        assert not winograd.fits(images, other)
+
+
+@pytest.mark.parametrize("arch", ["big", "small", "fast"])
+@pytest.mark.parametrize("side", [17, 20, 32])
+def test_a_net_gives_the_same_with_it(arch: str, side: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    net = build_model(arch, num_classes=10).to(memory_format=LAST)  # type: ignore[call-overload]
+    plain, images = copy.deepcopy(net), _images((8, 3, side, side))
+    taken: list[nn.Conv2d] = []
+    convolve = winograd.conv2d
+
+    def counted(images: Tensor, layer: nn.Conv2d) -> Tensor:
+        taken.append(layer)
+        return convolve(images, layer)
+
+    monkeypatch.setattr(winograd, "conv2d", counted)
+    found = net(images)
+    convolutions = [layer for layer in net.modules() if isinstance(layer, nn.Conv2d)]
+    assert taken
+    assert set(taken) <= set(convolutions[1:])
+    monkeypatch.setattr(winograd, "fits", lambda images, layer: False)
+    count = len(taken)
+    _close(found, plain(images), 1e-3)
+    assert len(taken) == count
