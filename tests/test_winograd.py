@@ -79,18 +79,19 @@ def test_no_gradient_is_made_that_nobody_wants() -> None:
         assert not winograd.conv2d(images, layer).requires_grad
 
 
-def test_threads_change_nothing_in_the_loops(monkeypatch: pytest.MonkeyPatch) -> None:
-    images = _images((7, 48, 15, 13))
+def test_threads_change_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, images, gradient = _layer(48, 40), _images((7, 48, 15, 13)), _images((7, 40, 15, 13), 1)
 
     def run(threads: int) -> list[Tensor]:
         before = torch.get_num_threads()
         torch.set_num_threads(threads)
         try:
-            tiles, slopes = winograd._run("gather", images), winograd._run("gather_back", images)
-            made, found = torch.empty_like(images), torch.empty_like(images)
-            winograd._run("scatter", made, tiles, torch.ones(48))
-            winograd._run("scatter_back", found, slopes)
-            return [tiles, slopes, made, found]
+            layer.zero_grad()
+            values = images.clone().requires_grad_()
+            found = winograd.conv2d(values, layer)
+            found.backward(gradient)  # type: ignore[no-untyped-call]
+            assert values.grad is not None
+            return [found, values.grad, *(parameter.grad.clone() for parameter in layer.parameters())]  # type: ignore[union-attr]
         finally:
             torch.set_num_threads(before)
 

@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 import llvmlite.binding as llvm
 import platformdirs
 
-from fastcifar.kernels import cpu_fields, norm_fields, winograd_fields
+from fastcifar.kernels import cpu_fields, norm_fields, product_fields, winograd_fields
 from fastcifar.publish import publish_bytes
 
 __all__ = ["BATCH", "NORMS", "WINOGRAD", "Functions", "Part", "load"]
@@ -65,9 +65,9 @@ NORMS = Part(
 )
 WINOGRAD = Part(
     "winograd",
-    ("winograd_loops",),
-    ("cpu_words", "lanes", "machine", "norm_fields", "winograd_fields"),
-    tuple(winograd_fields.FUNCTIONS.items()),
+    ("winograd_loops", "product_loops"),
+    ("cpu_words", "lanes", "machine", "norm_fields", "product_fields", "winograd_fields"),
+    (*winograd_fields.FUNCTIONS.items(), *product_fields.FUNCTIONS.items()),
 )
 
 _PREFIX = "fastcifar_"

@@ -4,36 +4,43 @@
 
 A tile of 6x6 pixels gives 4x4 outputs by 36 products for each pair of channels, where sums of 3x3 products take 144:
 tile and filter are taken as polynomials, and multiplied at six points a side (Lavin & Gray 2016, F(4x4, 3x3)). What
-all tiles have at one point is a matrix, and its product with that of the filters is one matrix product. The gradients
-go the same way back, transposed.
+all tiles have at one pair of points is a matrix, a plane, and its product with that of the filters is one matrix
+product. The gradients go the same way back, transposed. Nothing depends on the number of threads.
 
-Images are taken a few at a time, so that what is made of them stays near.
+Images are taken a few at a time, so that what is made of them stays in the cache.
 """
 
 import ctypes
 import functools
+import math
+from collections.abc import Sequence
+from types import ModuleType
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastcifar.kernels import machine, winograd_fields
+from fastcifar.kernels import machine, product_fields, winograd_fields
 from fastcifar.kernels.openmp import launch
-from fastcifar.kernels.winograd_fields import LANES, WORDS
+from fastcifar.kernels.product_fields import LANES, SPAN, TALL, WORDS
 
 __all__ = ["conv2d", "fits", "prepare"]
 
 _POINTS = 36
 _TILE = 4
-_CHUNK = 64 << 20
-"""Bytes of the tiles, before and after the products, that are made at a time."""
+_CHUNK = 32 << 20
+"""Bytes of the planes, before and after the products, that are made at a time."""
+
+_WIDTH = 256
+"""Columns that are combined at a time, at most."""
 
 _LEAST = 1.5
 """How many times fewer products there must be: the less an image fills its tiles, the more are for nothing."""
 
 
 def fits(images: Tensor, layer: nn.Conv2d) -> bool:
-    """Whether it can be computed so, and that pays: a 3x3 convolution in float32 on a CPU with Intel's MKL.
+    """Whether it can be computed so, and that pays: a 3x3 convolution in float32 on a CPU.
 
     In evaluation it is for those who want no gradient: there the operation has none of second order, as the layer has.
     """
@@ -42,7 +49,6 @@ def fits(images: Tensor, layer: nn.Conv2d) -> bool:
         images.device.type == "cpu"
         and images.dtype == layer.weight.dtype == torch.float32
         and not torch.is_autocast_enabled("cpu")
-        and _has_mkl()
         and layer.kernel_size == (3, 3)
         and layer.padding == (1, 1)
         and layer.padding_mode == "zeros"
@@ -54,12 +60,6 @@ def fits(images: Tensor, layer: nn.Conv2d) -> bool:
         and (layer.training or not torch.is_grad_enabled())
         and not torch.compiler.is_compiling()
     )
-
-
-@functools.cache
-def _has_mkl() -> bool:
-    """Its batched matrix products are what makes this fast."""
-    return bool(torch.backends.mkl.is_available())  # type: ignore[no-untyped-call]
 
 
 def prepare() -> None:
@@ -85,15 +85,14 @@ class _Convolution(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, images: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(images, weight)
-        ctx.has_bias = bias is not None
         batch, _, height, width = images.shape
         count = weight.shape[0]
         out = torch.empty((batch, count, height, width), memory_format=torch.channels_last)
-        filters = _filters(weight).transpose(1, 2)
+        filters = _at_points(weight)
         offsets = torch.zeros(count) if bias is None else bias.detach()
         for part in _parts(images, count):
-            tiles = _run("gather", images[part])
-            _run("scatter", out[part], torch.bmm(tiles, filters), offsets)
+            products = _multiply(_tiles_of("gather", images[part]), filters, count)
+            _run("scatter", out[part], products, offsets)
         return out
 
     @staticmethod
@@ -101,57 +100,58 @@ class _Convolution(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         images, weight = ctx.saved_tensors
         gradient = gradient.contiguous(memory_format=torch.channels_last)
-        for_images, for_weight, for_bias = ctx.needs_input_grad
-        filters = _filters(weight)
         count, channels = weight.shape[:2]
+        for_images, for_weight, for_bias = ctx.needs_input_grad
         found = torch.empty_like(images) if for_images else None
-        sums = torch.zeros((count, _POINTS, channels)) if for_weight else None
+        filters = _at_points(weight.transpose(0, 1)) if for_images else None
+        sums = torch.zeros((_POINTS, _up(count, TALL), _up(channels, LANES))) if for_weight else None
         biases = torch.zeros(count) if for_bias else None
         for part in _parts(images, count):
-            slopes = _run("gather_back", gradient[part])
+            slopes = _tiles_of("gather_back", gradient[part])
             if sums is not None:
-                tiles = _run("gather", images[part])
-                sums.transpose(0, 1).baddbmm_(slopes.transpose(1, 2), tiles)
+                _add_products(slopes, _tiles_of("gather", images[part]), sums, count)
             if biases is not None:
-                biases += slopes[_SUM].sum(0)
-            if found is not None:
-                _run("scatter_back", found[part], torch.bmm(slopes, filters))
-        filter_gradient = None if sums is None else _filter_gradient(sums)
-        return found, filter_gradient, biases
+                biases += slopes[_ONES, :, :count].sum(0)
+            if found is not None and filters is not None:
+                _run("scatter_back", found[part], _multiply(slopes, filters, channels))
+        return found, None if sums is None else _from_points(sums, weight), biases
 
 
-_SUM = 7
-"""The point (1, 1): a polynomial's value there is the sum of its coefficients."""
+_ONES = 7
+"""The plane of the points 1 and 1: a polynomial's value there is the sum of its coefficients."""
 
 
 @functools.cache
-def _at_points() -> Tensor:
-    """float32 [36, 9]: what a filter's nine numbers are multiplied by for its values at the points."""
-    sixth, part = 1 / 6, 1 / 24
-    side = torch.tensor(
-        [
-            [1 / 4, 0, 0],
-            [-sixth, -sixth, -sixth],
-            [-sixth, sixth, -sixth],
-            [part, 2 * part, 4 * part],
-            [part, -2 * part, 4 * part],
-            [0, 0, 1],
-        ],
-        dtype=torch.float64,
-    )
-    return torch.kron(side, side).float()
+def _evaluation() -> tuple[Tensor, Tensor]:
+    """float32 [36, 12], and [9, 36]: what a filter's nine numbers are multiplied by for its values at the points.
+
+    The first has three columns of zeros more, which make its rows multiples of `TALL`.
+    """
+    side = torch.tensor([[6, 0, 0], [-4, -4, -4], [-4, 4, -4], [1, 2, 4], [1, -2, 4], [0, 0, 24]]).double() / 24
+    both = torch.kron(side, side).float()
+    return F.pad(both, (0, _up(9, TALL) - 9)), both.t().contiguous()
 
 
-def _filters(weight: Tensor) -> Tensor:
-    """float32 [36, K, C] of [K, C, 3, 3]."""
+def _at_points(weight: Tensor) -> Tensor:
+    """float32 [36, columns / 16, depth, 16], as `multiply` takes them, of filters [columns, depth, 3, 3].
+
+    The last columns are zeros, up to a multiple of 16.
+    """
+    columns, depth = weight.shape[:2]
+    nine = F.pad(weight.permute(2, 3, 1, 0).reshape(9, depth, columns), (0, _up(columns, LANES) - columns))
+    nine = nine.view(9, depth, -1, LANES).transpose(1, 2).reshape(9, -1)
+    return _combined(_evaluation()[1], nine).view(_POINTS, -1, depth, LANES)
+
+
+def _from_points(sums: Tensor, weight: Tensor) -> Tensor:
+    """The gradient of filters [K, C, 3, 3], channels-last, of that of their values [36, K, C] at the points."""
     count, channels = weight.shape[:2]
-    return torch.matmul(_at_points(), weight.permute(0, 2, 3, 1).reshape(count, 9, channels)).transpose(0, 1)
+    nine = _combined(_evaluation()[0], sums.flatten(1))[:9].view(3, 3, *sums.shape[1:])
+    return nine[:, :, :count, :channels].permute(2, 0, 1, 3).contiguous().permute(0, 3, 1, 2)
 
 
-def _filter_gradient(sums: Tensor) -> Tensor:
-    """float32 [K, C, 3, 3], channels-last, of the gradient [K, 36, C] of the filters at the points."""
-    count, _, channels = sums.shape
-    return torch.matmul(_at_points().t(), sums).view(count, 3, 3, channels).permute(0, 3, 1, 2)
+def _up(number: int, unit: int) -> int:
+    return -(-number // unit) * unit
 
 
 def _tiles(height: int, width: int) -> int:
@@ -166,29 +166,85 @@ def _parts(images: Tensor, count: int) -> list[slice]:
     return [slice(first, first + step) for first in range(0, batch, step)]
 
 
-def _run(name: str, images: Tensor, planes: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
-    """Call a compiled loop, which makes planes [36, T, C] of the images, or these of given ones.
+def _planes(rows: int, channels: int) -> Tensor:
+    """Room for planes, float32 [36, rows, columns]: what `multiply` may write beside the rows is there, too.
 
-    Args:
-        name: of the loop.
-        images: float32 [B, C, H, W], channels-last.
-        planes: float32 [36, T, C], T being B times the tiles of an image; None: they are made.
-        bias: float32 [C], which is added.
+    Rows that are a power of two apart would meet in few sets of the cache.
     """
+    lanes = -(-channels // LANES)
+    columns = LANES * (lanes if lanes <= 4 else lanes | 1)
+    return torch.empty((_POINTS, _up(rows, TALL) + 1, columns))[:, :rows]
+
+
+def _tiles_of(name: str, images: Tensor) -> Tensor:
+    """The planes that a loop makes of images [B, C, H, W]: a row of C channels for each tile."""
     batch, channels, height, width = images.shape
-    if planes is None:
-        # one row more, so that the planes of a tile don't meet in one set of the cache
-        rows = batch * _tiles(height, width)
-        planes = torch.empty((_POINTS, rows + 1, channels))[:, :rows]
-    job = (ctypes.c_int64 * WORDS)()
-    addresses = {"images": images, "planes": planes, "bias": bias, "zeros": _zeros()}
-    numbers = {"count": batch, "height": height, "width": width, "channels": channels}
-    for field, tensor in addresses.items():
-        job[getattr(winograd_fields, field.upper())] = 0 if tensor is None else tensor.data_ptr()
-    for field, number in (numbers | {"stride": planes.stride(0) // channels}).items():
-        job[getattr(winograd_fields, field.upper())] = number
-    launch(machine.load(machine.WINOGRAD)[name], job, batch)
+    planes = _planes(batch * _tiles(height, width), channels)
+    _run(name, images, planes)
     return planes
+
+
+def _run(name: str, images: Tensor, planes: Tensor, bias: Tensor | None = None) -> None:
+    """Call a loop that makes planes of the images, or these of planes, with the bias [C] added."""
+    batch, channels, height, width = images.shape
+    job = _job(winograd_fields, images=images, planes=planes, bias=bias, zeros=_zeros())
+    _number(job, winograd_fields, count=batch, height=height, width=width, channels=channels)
+    _number(job, winograd_fields, pitch=4 * planes.stride(1), step=4 * planes.stride(0))
+    launch(machine.load(machine.WINOGRAD)[name], job, batch)
+
+
+def _multiply(planes: Tensor, filters: Tensor, columns: int) -> Tensor:
+    """Planes [36, rows, columns]: each plane's product with the filters at its points."""
+    rows, depth = planes.shape[1], filters.shape[2]
+    out = _planes(rows, columns)
+    job = _job(product_fields, left=planes, right=filters, out=out)
+    _number(job, product_fields, rows=rows, columns=_up(columns, LANES), depth=depth)
+    _step(job, left=planes.stride(), right=filters.stride(), out=out.stride())
+    _products("multiply", job, _POINTS, rows)
+    return out
+
+
+def _add_products(slopes: Tensor, tiles: Tensor, sums: Tensor, count: int) -> None:
+    """Add to sums [36, K, C] the products of slopes [36, rows, K], transposed, and tiles [36, rows, C]."""
+    job = _job(product_fields, left=slopes, right=tiles, out=sums)
+    _number(job, product_fields, rows=count, columns=sums.shape[2], depth=slopes.shape[1])
+    _step(job, left=slopes.stride(), right=tiles.stride(), out=sums.stride())
+    _products("add_products", job, _POINTS, count)
+
+
+def _combined(factors: Tensor, values: Tensor) -> Tensor:
+    """float32 [M, N]: factors [depth, M], transposed, times values [depth, N]; M a multiple of 6, N of 16."""
+    depth, columns = values.shape
+    out = torch.zeros((factors.shape[1], columns))
+    width = math.gcd(columns, _WIDTH)
+    job = _job(product_fields, left=factors, right=values, out=out)
+    _number(job, product_fields, rows=len(out), columns=width, depth=depth)
+    _step(job, left=(0, factors.stride(0)), right=(width, columns), out=(width, columns))
+    _products("add_products", job, columns // width, len(out))
+    return out
+
+
+def _step(job: Any, **strides: Sequence[int]) -> None:
+    """Numbers of float32 from a matrix to the next, and from a row to the next."""
+    for side, (step, pitch, *_) in strides.items():
+        _number(job, product_fields, **{f"{side}_step": 4 * step, f"{side}_pitch": 4 * pitch})
+
+
+def _products(name: str, job: Any, matrices: int, rows: int) -> None:
+    parts = matrices * -(-rows // SPAN)
+    _number(job, product_fields, count=parts)
+    launch(machine.load(machine.WINOGRAD)[name], job, parts)
+
+
+def _job(fields: ModuleType, **tensors: Tensor | None) -> Any:
+    job = (ctypes.c_int64 * WORDS)()
+    _number(job, fields, **{name: 0 if tensor is None else tensor.data_ptr() for name, tensor in tensors.items()})
+    return job
+
+
+def _number(job: Any, fields: ModuleType, **numbers: int) -> None:
+    for name, number in numbers.items():
+        job[getattr(fields, name.upper())] = number
 
 
 @functools.cache

@@ -3,9 +3,10 @@
     gather_float32(job)         # makes what is left of the job's images; any number of threads may call it at once
 
 A job is int64 words, see `winograd_fields`; images are channels-last, [H, W, C], of 16 channels or more. Sixteen are
-taken at a time, the last sixteen of an image once more where C is no multiple: they give the same again. Planes are
-[36, STRIDE, C]: of each pair of points, a row for each tile, image by image. Legend: a tile's corner is the pixel
-(4 i, 4 j), and the pixels that it reads begin a row above it and a column before it.
+taken at a time, the last sixteen of an image once more where C is no multiple: they give the same again. There
+is a plane for each of 36 pairs of points, with a row for each tile, image by image.
+
+Legend: a tile's corner is the pixel (4 i, 4 j), and the pixels that it reads begin a row above it and a column before.
 
 The transforms are those of Lavin & Gray 2016, F(4x4, 3x3): `_before` is their B', `_after` their A', and `_behind` and
 `_ahead` are these transposed, which gradients go through.
@@ -26,8 +27,9 @@ from fastcifar.kernels.winograd_fields import (
     IMAGES,
     LANES,
     NEXT,
+    PITCH,
     PLANES,
-    STRIDE,
+    STEP,
     WIDTH,
     ZEROS,
 )
@@ -269,17 +271,17 @@ def _whole(first, body):
 
     def function(job):
         height, width, channels = get64(job, HEIGHT), get64(job, WIDTH), get64(job, CHANNELS)
-        rows, columns, step = (height + 3) // 4, (width + 3) // 4, 4 * channels * get64(job, STRIDE)
+        rows, columns, pitch, step = (height + 3) // 4, (width + 3) // 4, get64(job, PITCH), get64(job, STEP)
         image = fetch_add(job + 8 * NEXT, 1)
         while image < get64(job, COUNT):
             images = get64(job, IMAGES) + image * height * width * channels * 4
-            planes = get64(job, PLANES) + image * rows * columns * channels * 4
+            planes = get64(job, PLANES) + image * rows * columns * pitch
             for block in range((channels + LANES - 1) // LANES):
                 offset = 4 * min(block * LANES, channels - LANES)
                 bias = first(job, images, offset)
                 for i in range(rows):
                     for j in range(columns):
-                        plane = planes + (i * columns + j) * channels * 4 + offset
+                        plane = planes + (i * columns + j) * pitch + offset
                         body(job, images, i, j, offset, plane, step, bias)
             image = fetch_add(job + 8 * NEXT, 1)
         return 0

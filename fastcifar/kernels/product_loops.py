@@ -1,0 +1,126 @@
+"""The compiled matrix products of `winograd`, many of one shape at once: a block of 6 x 16 sums stays in registers.
+
+    multiply(job)       # rows times filters: makes what is left of the job's parts; any number of threads may call it
+    add_products(job)   # rows times rows, summed over the rows and added to what is there
+
+A job is int64 words, see `product_fields`. Every sum is taken in one order, whatever the number of threads. Blocks
+hang over: there is room for rows up to a multiple of 6, and what is in it, and comes to it, is for nobody.
+"""
+
+# numba infers the types of what stands here, and not Python's.
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, assignment"
+
+import numpy as np
+
+from fastcifar.kernels.cpu_words import fetch_add, get64, get_float, word
+from fastcifar.kernels.lanes import fma, load_float32, splat, store_float32
+from fastcifar.kernels.product_fields import (
+    COLUMNS,
+    COUNT,
+    DEPTH,
+    LANES,
+    LEFT,
+    LEFT_PITCH,
+    LEFT_STEP,
+    NEXT,
+    OUT,
+    OUT_PITCH,
+    OUT_STEP,
+    RIGHT,
+    RIGHT_PITCH,
+    RIGHT_STEP,
+    ROWS,
+    SPAN,
+    TALL,
+)
+
+
+@word
+def _load(at, step):
+    return (
+        load_float32(at),
+        load_float32(at + step),
+        load_float32(at + 2 * step),
+        load_float32(at + 3 * step),
+        load_float32(at + 4 * step),
+        load_float32(at + 5 * step),
+    )
+
+
+@word
+def _store(at, step, sums):
+    store_float32(at, sums[0])
+    store_float32(at + step, sums[1])
+    store_float32(at + 2 * step, sums[2])
+    store_float32(at + 3 * step, sums[3])
+    store_float32(at + 4 * step, sums[4])
+    store_float32(at + 5 * step, sums[5])
+
+
+@word
+def _times(at, values, total):
+    return fma(splat(get_float(at, 0)), values, total)
+
+
+@word
+def _block(left, down, onward, right, below, depth, sums):
+    """Six sums of sixteen lanes: of `depth` products each of a number on the left and sixteen on the right.
+
+    left: the first number; `down` bytes from a row's to the next row's, `onward` to the row's next.
+    right: the first sixteen; `below` bytes to the next.
+    """
+    a, b, c, d, e, f = sums
+    for _ in range(depth):
+        values = load_float32(right)
+        a, b = _times(left, values, a), _times(left + down, values, b)
+        c, d = _times(left + 2 * down, values, c), _times(left + 3 * down, values, d)
+        e, f = _times(left + 4 * down, values, e), _times(left + 5 * down, values, f)
+        left += onward
+        right += below
+    return a, b, c, d, e, f
+
+
+def multiply(job):
+    """Write OUT = LEFT [ROWS, DEPTH] times RIGHT, which is [COLUMNS / 16, DEPTH, 16]; a part is SPAN rows of one."""
+    rows, depth, columns = get64(job, ROWS), get64(job, DEPTH), get64(job, COLUMNS)
+    pitch, out_pitch = get64(job, LEFT_PITCH), get64(job, OUT_PITCH)
+    spans = (rows + SPAN - 1) // SPAN
+    part = fetch_add(job + 8 * NEXT, 1)
+    while part < get64(job, COUNT):
+        which, first = part // spans, part % spans * SPAN
+        left = get64(job, LEFT) + which * get64(job, LEFT_STEP)
+        right = get64(job, RIGHT) + which * get64(job, RIGHT_STEP)
+        out = get64(job, OUT) + which * get64(job, OUT_STEP)
+        zero = splat(np.float32(0))
+        for column in range(0, columns, LANES):
+            for row in range(first, min(first + SPAN, rows), TALL):
+                sums = (zero, zero, zero, zero, zero, zero)
+                found = _block(left + row * pitch, pitch, 4, right, 4 * LANES, depth, sums)
+                _store(out + row * out_pitch + 4 * column, out_pitch, found)
+            right += depth * 4 * LANES
+        part = fetch_add(job + 8 * NEXT, 1)
+    return 0
+
+
+def add_products(job):
+    """Add LEFT [DEPTH, ROWS], transposed, times RIGHT [DEPTH, COLUMNS] to OUT; a part is SPAN of its rows of one."""
+    rows, depth, columns = get64(job, ROWS), get64(job, DEPTH), get64(job, COLUMNS)
+    pitch, below, out_pitch = get64(job, LEFT_PITCH), get64(job, RIGHT_PITCH), get64(job, OUT_PITCH)
+    spans = (rows + SPAN - 1) // SPAN
+    part = fetch_add(job + 8 * NEXT, 1)
+    while part < get64(job, COUNT):
+        which, first = part // spans, part % spans * SPAN
+        left = get64(job, LEFT) + which * get64(job, LEFT_STEP)
+        right = get64(job, RIGHT) + which * get64(job, RIGHT_STEP)
+        out = get64(job, OUT) + which * get64(job, OUT_STEP)
+        for start in range(0, depth, SPAN):  # so many rows stay in the cache
+            count = min(SPAN, depth - start)
+            for column in range(0, columns, LANES):
+                for row in range(first, min(first + SPAN, rows), TALL):
+                    at = out + row * out_pitch + 4 * column
+                    sums = _load(at, out_pitch)
+                    here = left + start * pitch + 4 * row
+                    found = _block(here, 4, pitch, right + start * below + 4 * column, below, count, sums)
+                    _store(at, out_pitch, found)
+        part = fetch_add(job + 8 * NEXT, 1)
+    return 0
