@@ -39,9 +39,9 @@ _WARM_UP, _STEPS = 3, 10
 # These phases are groups of their own, whatever they call; elsewhere the operator's name decides, the first that fits.
 _OWN_GROUP: dict[str, str] = {"loader": "loader", "resolution": "resolution", "optimiser": "optimiser"}
 _GROUPS = (
-    ("convolutions, matrix products", re.compile(r"convolution|conv\d|::(add|badd)?b?mm$|::(linear|matmul)$")),
-    ("batch normalisation", re.compile("batch_norm")),
-    ("pooling", re.compile("pool")),
+    ("convolutions, matrix products", re.compile(r"[cC]onvolution|conv\d|::(add|badd)?b?mm$|::(linear|matmul)$")),
+    ("batch normalisation", re.compile("batch_norm|_ReluNorm|_NormRelu")),
+    ("pooling", re.compile("pool|_Halve")),
     ("activations", re.compile("relu|threshold|gelu|silu")),
     ("copies and layout", re.compile(r"copy|contiguous|::(clone|to|reorder)")),
 )

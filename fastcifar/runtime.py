@@ -131,22 +131,23 @@ def _device_name(device: torch.device) -> str:
 
 
 def _cpu_name() -> str:
-    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8", errors="replace") as handle:
-        for line in handle:
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+    return _first_processor().get("model name") or platform.processor() or platform.machine()
 
 
 def _cpu_model() -> str | None:
     """Such as "family 26, model 2": virtual machines hide the name."""
-    with contextlib.suppress(OSError, KeyError), open("/proc/cpuinfo", encoding="utf-8", errors="replace") as handle:
-        first, _, _ = handle.read().partition("\n\n")
-        values = {
-            name.strip(): value.strip() for name, _, value in (line.partition(":") for line in first.splitlines())
-        }
-        return f"family {values['cpu family']}, model {values['model']}"
+    fields = _first_processor()
+    with contextlib.suppress(KeyError):
+        return f"family {fields['cpu family']}, model {fields['model']}"
     return None
+
+
+def _first_processor() -> dict[str, str]:
+    """What Linux tells of it, by name; nothing elsewhere."""
+    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8", errors="replace") as handle:
+        first, _, _ = handle.read().partition("\n\n")
+        return {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in first.splitlines())}
+    return {}
 
 
 def _bfloat16_units() -> bool:

@@ -20,6 +20,7 @@ from fastcifar.config import TrainConfig
 from fastcifar.data.writer import SourceFile, write_store
 from fastcifar.engine import fit
 from fastcifar.errors import ConfigError, DivergedError, OutputError
+from fastcifar.kernels import norms, winograd
 from fastcifar.nets import ARCHS, Arch
 from fastcifar.profiling import StepProfiler, breakdown, phase_scope, scoped_batches
 from fastcifar.reporter import NullReporter
@@ -64,6 +65,23 @@ def two_steps() -> list[Any]:
             event("aten::native_batch_norm_backward", start + 500, start + 580, busy=40),
         ]
     return found
+
+
+@pytest.mark.parametrize(
+    ("function", "title"),
+    [
+        (winograd._Convolution, "convolutions, matrix products"),
+        (norms._ReluNorm, "batch normalisation"),
+        (norms._NormRelu, "batch normalisation"),
+        (norms._Halve, "pooling"),
+    ],
+)
+@pytest.mark.parametrize("suffix", ["", "Backward"])
+def test_operations_of_our_own_are_in_the_groups_of_those_they_replace(
+    function: type[torch.autograd.Function], title: str, suffix: str
+) -> None:
+    span = [event("ProfilerStep#0", 0, 1000), event(function.__name__ + suffix, 100, 400)]
+    assert breakdown(span, steps=1, device=CPU).groups[title] == pytest.approx(0.3)
 
 
 def test_wall_time_is_added_up_by_phase_and_by_operator() -> None:

@@ -63,6 +63,12 @@ def test_the_bare_work_is_done_in_the_type_of_the_step() -> None:
     assert {part.dtype for part in found} == {torch.bfloat16}
 
 
+def test_layers_that_our_own_operations_stand_for_are_found() -> None:
+    model = build_model("fast", num_classes=3).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    assert len(bare_work(model, torch.randn(2, 3, 20, 20).to(memory_format=torch.channels_last))) == 8
+    assert model.fused
+
+
 def test_weights_that_stay_are_left_out() -> None:
     model = build_model("tiny", num_classes=3)
     next(model.parameters()).requires_grad_(False)
