@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
 
 from fastcifar import build_model
 from fastcifar.kernels import openmp, winograd
@@ -137,6 +138,27 @@ def test_it_is_for_3x3_convolutions_of_enough_pixels_in_float32() -> None:
         _layer(16, 16).double(),
     ):
         assert not winograd.fits(images, other)
+
+
+def test_what_must_see_operators_sees_them() -> None:
+    """torch.func, fake tensors and whoever wants a second derivative in evaluation get the layer itself."""
+    net, images = build_model("small", num_classes=4).eval(), _images((4, 3, 20, 20))
+    net.to(memory_format=LAST)  # type: ignore[call-overload]
+    parameters = dict(net.named_parameters()) | dict(net.named_buffers())
+
+    def logits(image: Tensor) -> Tensor:
+        found: Tensor = torch.func.functional_call(net, parameters, image[None])
+        return found[0]
+
+    with torch.no_grad():
+        expected = net(images)
+        _close(torch.func.vmap(logits)(images), expected)
+        with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+            assert net(mode.from_tensor(images)).shape == (4, 4)
+    images.requires_grad_()
+    (slope,) = torch.autograd.grad(net(images).square().sum(), images, create_graph=True)
+    slope.square().sum().backward()  # type: ignore[no-untyped-call]
+    assert images.grad is not None
 
 
 @pytest.mark.parametrize("arch", ["big", "small", "fast"])

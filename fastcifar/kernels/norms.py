@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from fastcifar.kernels import machine, norm_fields
 from fastcifar.kernels.norm_fields import LANES, PART, WORDS
-from fastcifar.kernels.openmp import launch
+from fastcifar.kernels.openmp import launch, takes
 
 __all__ = ["fits", "halve", "halves", "norm_relu", "prepare", "relu_norm"]
 
@@ -55,14 +55,8 @@ def halves(values: Tensor, pool: nn.Module) -> bool:
 
 
 def _takes(values: Tensor) -> bool:
-    """Whether the loops take them: on the CPU, channels-last, of a type and a number of channels that they know."""
-    return (
-        values.device.type == "cpu"
-        and values.dtype in _KINDS
-        and values.shape[1] % LANES == 0
-        and values.is_contiguous(memory_format=torch.channels_last)
-        and not torch.compiler.is_compiling()
-    )
+    """Whether the loops take them: they know their type and number of channels."""
+    return takes(values) and values.dtype in _KINDS and values.shape[1] % LANES == 0
 
 
 def prepare() -> None:

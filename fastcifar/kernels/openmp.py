@@ -1,5 +1,6 @@
 """Runs a compiled loop on the threads of the OpenMP that PyTorch runs on.
 
+    if takes(images): ...                                     # a loop may read their memory
     launch(functions["moments_float32"], job, parts)
 
 These threads are awake after PyTorch's operations, and threads of our own would contend with them.
@@ -12,8 +13,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-__all__ = ["launch"]
+__all__ = ["launch", "takes"]
+
+
+def takes(images: Tensor) -> bool:
+    """Whether a loop may stand for an operator on these images: plain memory of the CPU, channels-last, in eager mode.
+
+    Not while PyTorch compiles, or in a transform of `torch.func`: these must see operators.
+    """
+    return (
+        type(images) is Tensor
+        and images.device.type == "cpu"
+        and not torch.compiler.is_compiling()
+        and not torch._C._are_functorch_transforms_active()  # it has no public name
+        and images.is_contiguous(memory_format=torch.channels_last)
+    )
 
 
 def launch(function: Callable[..., int], job: "ctypes.Array[ctypes.c_int64]", parts: int) -> None:

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastcifar.kernels import machine, product_fields, winograd_fields
-from fastcifar.kernels.openmp import launch
+from fastcifar.kernels.openmp import launch, takes
 from fastcifar.kernels.product_fields import LANES, SPAN, TALL, WORDS
 
 __all__ = ["conv2d", "fits", "prepare"]
@@ -46,7 +46,7 @@ def fits(images: Tensor, layer: nn.Conv2d) -> bool:
     """
     height, width = images.shape[2:]
     return (
-        images.device.type == "cpu"
+        takes(images)
         and images.dtype == layer.weight.dtype == torch.float32
         and not torch.is_autocast_enabled("cpu")
         and layer.kernel_size == (3, 3)
@@ -56,9 +56,7 @@ def fits(images: Tensor, layer: nn.Conv2d) -> bool:
         and layer.groups == 1
         and min(layer.in_channels, layer.out_channels) >= LANES
         and 9 * height * width >= _LEAST * _POINTS * _tiles(height, width)
-        and images.is_contiguous(memory_format=torch.channels_last)
         and (layer.training or not torch.is_grad_enabled())
-        and not torch.compiler.is_compiling()
     )
 
 
