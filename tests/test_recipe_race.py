@@ -566,6 +566,19 @@ def test_the_picture_is_there_and_the_same_for_the_same_runs(tmp_path: Path) -> 
         picture.draw([])
 
 
+def test_a_contestant_has_one_colour_and_three_panels_are_a_row() -> None:
+    ours = [("fast", "small"), ("long", "small"), ("fast-amp", "big"), ("long-amp", "big")]
+    runs = [run(name, arch=arch) for name, arch in ours]
+    runs += [report(arch="big"), run("airbench94", epochs=1.15, split="full"), run("airbench94-amp", split="report")]
+    figure = picture.draw(races(runs))
+    colors = {text.get_text(): text.get_color() for axes in figure.axes for text in axes.texts}
+    assert colors["fastcifar"] == colors["fastcifar, --amp"]
+    assert len(set(colors.values())) == 4
+    for axes in figure.axes:
+        assert len({text.get_color() for text in axes.texts}) == len(axes.texts)
+    assert [axes.get_gridspec().ncols for axes in figure.axes] == [3] * len(figure.axes)  # type: ignore[union-attr]
+
+
 def test_names_in_the_picture_do_not_lie_on_each_other() -> None:
     runs = [report(accuracy=0.70), run(accuracy=0.701), run(accuracy=0.702, change=["lr=1"])]
     axes = picture.draw(races(runs)).axes[0]

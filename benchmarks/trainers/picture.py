@@ -28,6 +28,9 @@ _INK = "#7a7a7a"
 # Okabe and Ito's palette, for any colour vision; its darker blue and green are lightened or darkened to that middle
 _COLORS = ("#1F86C7", "#D55E00", "#12936D", "#B36A97", "#8A7B2E")
 _TICKS = (1, 2, 5, 10, 20, 60, 120, 300, 600, 1200, 3600, 7200, 18000, 36000, 86400)
+_COLUMNS = 3
+"""Panels side by side."""
+
 _BELOW, _BEFORE = 0.12, 2.5
 """How far below the lowest end, and before the first one, is shown: the curves' beginnings tell nothing."""
 
@@ -47,17 +50,27 @@ def draw(races: Sequence[Race]) -> Figure:
         raise ValueError("races must have at least one run, got none")
     groups = [group for race in shown for group in race.groups if group.runs]
     groups.sort(key=lambda group: CONTESTANTS[group.contestant].base)  # ours first, whatever ran first
-    colors = dict(zip(dict.fromkeys(group.title for group in groups), itertools.cycle(_COLORS), strict=False))
-    figure = Figure(figsize=(3.7 * len(shown), 2.9), layout="constrained")
-    for axes, race in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
+    kinds = dict(zip(dict.fromkeys(_kind(group.title) for group in groups), itertools.cycle(_COLORS), strict=False))
+    colors = {group.title: kinds[_kind(group.title)] for group in groups}
+    columns, rows = min(_COLUMNS, len(shown)), -(-len(shown) // _COLUMNS)
+    figure = Figure(figsize=(3.7 * columns, 2.9 * rows), layout="constrained")
+    panels = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for axes, race in zip(panels, shown, strict=False):
         _panel(axes, race, colors)
+    for axes in panels[len(shown) :]:
+        axes.remove()
     rings = any(run["tta_accuracy"] for race in shown for group in race.groups for run in group.runs)
     said = ["dots: test accuracy at the end", "rings: with test-time augmentation", "lines: after each epoch"]
     if not rings:
         del said[1]
     label = f"processor time of training ({'; '.join(said)})"
-    figure.supxlabel(textwrap.fill(label, 60 * len(shown)), fontsize=8, color=_INK)
+    figure.supxlabel(textwrap.fill(label, 60 * columns), fontsize=8, color=_INK)
     return figure
+
+
+def _kind(title: str) -> str:
+    """What has a colour of its own: a contestant, in float32 or not."""
+    return title.replace(", --amp", "").replace(", bfloat16", "")
 
 
 def _panel(axes: Axes, race: Race, colors: dict[str, str]) -> None:
