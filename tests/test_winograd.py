@@ -113,13 +113,14 @@ def test_what_is_not_finite_stays_so(bad: float) -> None:
 
 
 def test_it_is_for_3x3_convolutions_of_enough_pixels_in_float32() -> None:
-    layer, images = _layer(16, 16), _images((2, 16, 8, 8))
+    layer, images = _layer(16, 16), _images((16, 16, 8, 8))
     assert winograd.fits(images, layer)
     assert not winograd.fits(images.double(), layer)
     assert not winograd.fits(images.bfloat16(), layer)
     assert not winograd.fits(images.contiguous(), layer)
-    assert not winograd.fits(_images((2, 16, 2, 2)), layer)  # a tile of 16 for 4 pixels
-    assert winograd.fits(_images((2, 16, 3, 3)), layer)
+    assert not winograd.fits(_images((64, 16, 2, 2)), layer)  # a tile of 16 for 4 pixels
+    assert winograd.fits(_images((64, 16, 3, 3)), layer)
+    assert not winograd.fits(_images((2, 16, 8, 8)), layer)  # the filters' own transform would not pay
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert not winograd.fits(images, layer)
     layer.eval()
@@ -142,7 +143,7 @@ def test_it_is_for_3x3_convolutions_of_enough_pixels_in_float32() -> None:
 
 def test_what_must_see_operators_sees_them() -> None:
     """torch.func, fake tensors and whoever wants a second derivative in evaluation get the layer itself."""
-    net, images = build_model("small", num_classes=4).eval(), _images((4, 3, 20, 20))
+    net, images = build_model("small", num_classes=4).eval(), _images((64, 3, 20, 20))
     net.to(memory_format=LAST)  # type: ignore[call-overload]
     parameters = dict(net.named_parameters()) | dict(net.named_buffers())
 
@@ -154,7 +155,7 @@ def test_what_must_see_operators_sees_them() -> None:
         expected = net(images)
         _close(torch.func.vmap(logits)(images), expected)
         with FakeTensorMode(allow_non_fake_inputs=True) as mode:
-            assert net(mode.from_tensor(images)).shape == (4, 4)
+            assert net(mode.from_tensor(images)).shape == (64, 4)
     images.requires_grad_()
     (slope,) = torch.autograd.grad(net(images).square().sum(), images, create_graph=True)
     slope.square().sum().backward()  # type: ignore[no-untyped-call]

@@ -39,12 +39,16 @@ _LEAST = 1.5
 """How many times fewer products there must be: the less an image fills its tiles, the more are for nothing."""
 
 
+_FILTERS = 32
+"""Tiles that take as long as the filters: a few small images don't pay for these."""
+
+
 def fits(images: Tensor, layer: nn.Conv2d) -> bool:
     """Whether it can be computed so, and that pays: a 3x3 convolution in float32 on a CPU.
 
     In evaluation it is for those who want no gradient: there the operation has none of second order, as the layer has.
     """
-    height, width = images.shape[2:]
+    batch, _, height, width = images.shape
     return (
         takes(images)
         and images.dtype == layer.weight.dtype == torch.float32
@@ -55,7 +59,7 @@ def fits(images: Tensor, layer: nn.Conv2d) -> bool:
         and layer.stride == layer.dilation == (1, 1)
         and layer.groups == 1
         and min(layer.in_channels, layer.out_channels) >= LANES
-        and 9 * height * width >= _LEAST * _POINTS * _tiles(height, width)
+        and 9 * batch * height * width >= _LEAST * _POINTS * (batch * _tiles(height, width) + _FILTERS)
         and (layer.training or not torch.is_grad_enabled())
     )
 
