@@ -18,13 +18,14 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, models, register_model
 
-from fastcifar.kernels.cpu_words import constant, round_bfloat16
+from fastcifar.kernels.cpu_words import constant, round_bfloat16, word
 from fastcifar.kernels.norm_fields import LANES
 
 __all__ = [
     "add",
     "equal",
     "fma",
+    "load6",
     "load_bfloat16",
     "load_codes",
     "load_float32",
@@ -34,6 +35,7 @@ __all__ = [
     "relu",
     "splat",
     "splat_code",
+    "store6",
     "store_bfloat16",
     "store_codes",
     "store_float32",
@@ -146,3 +148,27 @@ more = _word(_mask, (_floats, _floats), _more)
 equal = _word(_mask, (_codes, _codes), lambda builder, a, b: builder.icmp_unsigned("==", a, b))
 pick = _word(_floats, (_mask, _floats, _floats), lambda builder, mask, a, b: builder.select(mask, a, b))
 pick_code = _word(_codes, (_mask, _codes, _codes), lambda builder, mask, a, b: builder.select(mask, a, b))
+
+
+@word
+def load6(at, step):
+    """Six times sixteen float32, `step` bytes apart."""
+    return (
+        load_float32(at),
+        load_float32(at + step),
+        load_float32(at + 2 * step),
+        load_float32(at + 3 * step),
+        load_float32(at + 4 * step),
+        load_float32(at + 5 * step),
+    )
+
+
+@word
+def store6(at, step, values):
+    """Write what `load6` reads."""
+    store_float32(at, values[0])
+    store_float32(at + step, values[1])
+    store_float32(at + 2 * step, values[2])
+    store_float32(at + 3 * step, values[3])
+    store_float32(at + 4 * step, values[4])
+    store_float32(at + 5 * step, values[5])

@@ -2,30 +2,6 @@
 
 from typing import Final
 
-from fastcifar.kernels.norm_fields import LANES, NEXT, WORDS
-
-__all__ = [
-    "COLUMNS",
-    "COUNT",
-    "DEPTH",
-    "FUNCTIONS",
-    "LANES",
-    "LEFT",
-    "LEFT_PITCH",
-    "LEFT_STEP",
-    "NEXT",
-    "OUT",
-    "OUT_PITCH",
-    "OUT_STEP",
-    "RIGHT",
-    "RIGHT_PITCH",
-    "RIGHT_STEP",
-    "ROWS",
-    "SPAN",
-    "TALL",
-    "WORDS",
-]
-
 LEFT, RIGHT, OUT = range(3)
 """Words of a job that are addresses, of the first of many matrices of float32."""
 

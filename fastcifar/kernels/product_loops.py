@@ -13,16 +13,15 @@ hang over: there is room for rows up to a multiple of 6, and what is in it, and 
 import numpy as np
 
 from fastcifar.kernels.cpu_words import fetch_add, get64, get_float, word
-from fastcifar.kernels.lanes import fma, load_float32, splat, store_float32
+from fastcifar.kernels.lanes import fma, load6, load_float32, splat, store6
+from fastcifar.kernels.norm_fields import LANES, NEXT
 from fastcifar.kernels.product_fields import (
     COLUMNS,
     COUNT,
     DEPTH,
-    LANES,
     LEFT,
     LEFT_PITCH,
     LEFT_STEP,
-    NEXT,
     OUT,
     OUT_PITCH,
     OUT_STEP,
@@ -33,28 +32,6 @@ from fastcifar.kernels.product_fields import (
     SPAN,
     TALL,
 )
-
-
-@word
-def _load(at, step):
-    return (
-        load_float32(at),
-        load_float32(at + step),
-        load_float32(at + 2 * step),
-        load_float32(at + 3 * step),
-        load_float32(at + 4 * step),
-        load_float32(at + 5 * step),
-    )
-
-
-@word
-def _store(at, step, sums):
-    store_float32(at, sums[0])
-    store_float32(at + step, sums[1])
-    store_float32(at + 2 * step, sums[2])
-    store_float32(at + 3 * step, sums[3])
-    store_float32(at + 4 * step, sums[4])
-    store_float32(at + 5 * step, sums[5])
 
 
 @word
@@ -80,47 +57,52 @@ def _block(left, down, onward, right, below, depth, sums):
     return a, b, c, d, e, f
 
 
-def multiply(job):
-    """Write OUT = LEFT [ROWS, DEPTH] times RIGHT, which is [COLUMNS / 16, DEPTH, 16]; a part is SPAN rows of one."""
-    rows, depth, columns = get64(job, ROWS), get64(job, DEPTH), get64(job, COLUMNS)
-    pitch, out_pitch = get64(job, LEFT_PITCH), get64(job, OUT_PITCH)
-    spans = (rows + SPAN - 1) // SPAN
-    part = fetch_add(job + 8 * NEXT, 1)
-    while part < get64(job, COUNT):
-        which, first = part // spans, part % spans * SPAN
-        left = get64(job, LEFT) + which * get64(job, LEFT_STEP)
-        right = get64(job, RIGHT) + which * get64(job, RIGHT_STEP)
-        out = get64(job, OUT) + which * get64(job, OUT_STEP)
-        zero = splat(np.float32(0))
-        for column in range(0, columns, LANES):
-            for row in range(first, min(first + SPAN, rows), TALL):
-                sums = (zero, zero, zero, zero, zero, zero)
-                found = _block(left + row * pitch, pitch, 4, right, 4 * LANES, depth, sums)
-                _store(out + row * out_pitch + 4 * column, out_pitch, found)
-            right += depth * 4 * LANES
-        part = fetch_add(job + 8 * NEXT, 1)
-    return 0
+@word
+def _multiply(job, left, right, out, first, end):
+    """Write rows `first` to `end` of OUT = LEFT [ROWS, DEPTH] times RIGHT, which is [COLUMNS / 16, DEPTH, 16]."""
+    depth, pitch, out_pitch = get64(job, DEPTH), get64(job, LEFT_PITCH), get64(job, OUT_PITCH)
+    zero = splat(np.float32(0))
+    for column in range(0, get64(job, COLUMNS), LANES):
+        for row in range(first, end, TALL):
+            sums = (zero, zero, zero, zero, zero, zero)
+            found = _block(left + row * pitch, pitch, 4, right, 4 * LANES, depth, sums)
+            store6(out + row * out_pitch + 4 * column, out_pitch, found)
+        right += depth * 4 * LANES
 
 
-def add_products(job):
-    """Add LEFT [DEPTH, ROWS], transposed, times RIGHT [DEPTH, COLUMNS] to OUT; a part is SPAN of its rows of one."""
-    rows, depth, columns = get64(job, ROWS), get64(job, DEPTH), get64(job, COLUMNS)
-    pitch, below, out_pitch = get64(job, LEFT_PITCH), get64(job, RIGHT_PITCH), get64(job, OUT_PITCH)
-    spans = (rows + SPAN - 1) // SPAN
-    part = fetch_add(job + 8 * NEXT, 1)
-    while part < get64(job, COUNT):
-        which, first = part // spans, part % spans * SPAN
-        left = get64(job, LEFT) + which * get64(job, LEFT_STEP)
-        right = get64(job, RIGHT) + which * get64(job, RIGHT_STEP)
-        out = get64(job, OUT) + which * get64(job, OUT_STEP)
-        for start in range(0, depth, SPAN):  # so many rows stay in the cache
-            count = min(SPAN, depth - start)
-            for column in range(0, columns, LANES):
-                for row in range(first, min(first + SPAN, rows), TALL):
-                    at = out + row * out_pitch + 4 * column
-                    sums = _load(at, out_pitch)
-                    here = left + start * pitch + 4 * row
-                    found = _block(here, 4, pitch, right + start * below + 4 * column, below, count, sums)
-                    _store(at, out_pitch, found)
+@word
+def _add_products(job, left, right, out, first, end):
+    """Add those rows of LEFT [DEPTH, ROWS], transposed, times RIGHT [DEPTH, COLUMNS] to OUT."""
+    depth, pitch, out_pitch = get64(job, DEPTH), get64(job, LEFT_PITCH), get64(job, OUT_PITCH)
+    below = get64(job, RIGHT_PITCH)
+    for start in range(0, depth, SPAN):  # so many rows stay in the cache
+        count = min(SPAN, depth - start)
+        for column in range(0, get64(job, COLUMNS), LANES):
+            for row in range(first, end, TALL):
+                at = out + row * out_pitch + 4 * column
+                here = left + start * pitch + 4 * row
+                sums = load6(at, out_pitch)
+                found = _block(here, 4, pitch, right + start * below + 4 * column, below, count, sums)
+                store6(at, out_pitch, found)
+
+
+def _whole(body):
+    """The function of a job that does `body` for the parts that are left; a part is SPAN rows of one matrix."""
+
+    def function(job):
+        rows = get64(job, ROWS)
+        spans = (rows + SPAN - 1) // SPAN
         part = fetch_add(job + 8 * NEXT, 1)
-    return 0
+        while part < get64(job, COUNT):
+            which, first = part // spans, part % spans * SPAN
+            left = get64(job, LEFT) + which * get64(job, LEFT_STEP)
+            right = get64(job, RIGHT) + which * get64(job, RIGHT_STEP)
+            out = get64(job, OUT) + which * get64(job, OUT_STEP)
+            body(job, left, right, out, first, min(first + SPAN, rows))
+            part = fetch_add(job + 8 * NEXT, 1)
+        return 0
+
+    return function
+
+
+multiply, add_products = _whole(_multiply), _whole(_add_products)

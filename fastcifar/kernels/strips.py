@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["conv2d", "fits", "strip_of"]
+__all__ = ["conv2d", "fits", "is_3x3", "strip_of"]
 
 _SIDE = 8
 """Columns; larger images fill the tiles well enough."""
@@ -39,12 +39,19 @@ def fits(images: Tensor, layer: nn.Conv2d) -> bool:
         images.device.type == "cpu"
         and (images.dtype == torch.bfloat16 or torch.is_autocast_enabled("cpu"))
         and _has_matrix_units()
-        and layer.kernel_size == (3, 3)
+        and is_3x3(layer)
+        and not torch.compiler.is_compiling()
+    )
+
+
+def is_3x3(layer: nn.Conv2d) -> bool:
+    """Whether it is a 3x3 convolution of all channels that keeps the images' size, with zeros beyond them."""
+    return (
+        layer.kernel_size == (3, 3)
         and layer.padding == (1, 1)
         and layer.padding_mode == "zeros"
         and layer.stride == layer.dilation == (1, 1)
         and layer.groups == 1
-        and not torch.compiler.is_compiling()
     )
 
 

@@ -22,8 +22,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastcifar.kernels import machine, product_fields, winograd_fields
+from fastcifar.kernels.norm_fields import LANES, WORDS
 from fastcifar.kernels.openmp import launch, takes
-from fastcifar.kernels.product_fields import LANES, SPAN, TALL, WORDS
+from fastcifar.kernels.product_fields import SPAN, TALL
+from fastcifar.kernels.strips import is_3x3
 
 __all__ = ["conv2d", "fits", "prepare"]
 
@@ -53,11 +55,7 @@ def fits(images: Tensor, layer: nn.Conv2d) -> bool:
         takes(images)
         and images.dtype == layer.weight.dtype == torch.float32
         and not torch.is_autocast_enabled("cpu")
-        and layer.kernel_size == (3, 3)
-        and layer.padding == (1, 1)
-        and layer.padding_mode == "zeros"
-        and layer.stride == layer.dilation == (1, 1)
-        and layer.groups == 1
+        and is_3x3(layer)
         and min(layer.in_channels, layer.out_channels) >= LANES
         and 9 * batch * height * width >= _LEAST * _POINTS * (batch * _tiles(height, width) + _FILTERS)
         and (layer.training or not torch.is_grad_enabled())

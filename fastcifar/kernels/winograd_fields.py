@@ -2,25 +2,6 @@
 
 from typing import Final
 
-from fastcifar.kernels.norm_fields import LANES, NEXT, WORDS
-
-__all__ = [
-    "BIAS",
-    "CHANNELS",
-    "COUNT",
-    "FUNCTIONS",
-    "HEIGHT",
-    "IMAGES",
-    "LANES",
-    "NEXT",
-    "PITCH",
-    "PLANES",
-    "STEP",
-    "WIDTH",
-    "WORDS",
-    "ZEROS",
-]
-
 IMAGES, PLANES, BIAS, ZEROS = range(4)
 """Words of a job that are addresses, of float32: images [COUNT, HEIGHT, WIDTH, CHANNELS], 36 planes with a
 row of channels for each tile, one number for each channel, and sixteen zeros."""

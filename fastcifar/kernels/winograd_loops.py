@@ -18,15 +18,14 @@ The transforms are those of Lavin & Gray 2016, F(4x4, 3x3): `_before` is their B
 import numpy as np
 
 from fastcifar.kernels.cpu_words import fetch_add, get64, word
-from fastcifar.kernels.lanes import add, fma, load_float32, splat, store_float32, subtract
+from fastcifar.kernels.lanes import add, fma, load6, load_float32, splat, store6, store_float32, subtract
+from fastcifar.kernels.norm_fields import LANES, NEXT
 from fastcifar.kernels.winograd_fields import (
     BIAS,
     CHANNELS,
     COUNT,
     HEIGHT,
     IMAGES,
-    LANES,
-    NEXT,
     PITCH,
     PLANES,
     STEP,
@@ -89,28 +88,6 @@ def _ahead(a, b, c, d, e, f):
 
 
 @word
-def _row(out, step, values):
-    store_float32(out, values[0])
-    store_float32(out + step, values[1])
-    store_float32(out + 2 * step, values[2])
-    store_float32(out + 3 * step, values[3])
-    store_float32(out + 4 * step, values[4])
-    store_float32(out + 5 * step, values[5])
-
-
-@word
-def _load6(at, step):
-    return (
-        load_float32(at),
-        load_float32(at + step),
-        load_float32(at + 2 * step),
-        load_float32(at + 3 * step),
-        load_float32(at + 4 * step),
-        load_float32(at + 5 * step),
-    )
-
-
-@word
 def _pixel(job, x, row, column):
     """Sixteen channels of a pixel; zeros beyond the image."""
     height, width, step = get64(job, HEIGHT), get64(job, WIDTH), 4 * get64(job, CHANNELS)
@@ -141,29 +118,29 @@ def _column4(job, x, row, column):
 
 
 @word
-def _gather_tile(job, x, i, j, out, step):
+def _gather(job, x, i, j, out, step, bias):
     row, column = 4 * i - 1, 4 * j - 1
     a, b, c = _column6(job, x, row, column), _column6(job, x, row, column + 1), _column6(job, x, row, column + 2)
     d, e, f = _column6(job, x, row, column + 3), _column6(job, x, row, column + 4), _column6(job, x, row, column + 5)
-    _row(out, step, _before(a[0], b[0], c[0], d[0], e[0], f[0]))
-    _row(out + 6 * step, step, _before(a[1], b[1], c[1], d[1], e[1], f[1]))
-    _row(out + 12 * step, step, _before(a[2], b[2], c[2], d[2], e[2], f[2]))
-    _row(out + 18 * step, step, _before(a[3], b[3], c[3], d[3], e[3], f[3]))
-    _row(out + 24 * step, step, _before(a[4], b[4], c[4], d[4], e[4], f[4]))
-    _row(out + 30 * step, step, _before(a[5], b[5], c[5], d[5], e[5], f[5]))
+    store6(out, step, _before(a[0], b[0], c[0], d[0], e[0], f[0]))
+    store6(out + 6 * step, step, _before(a[1], b[1], c[1], d[1], e[1], f[1]))
+    store6(out + 12 * step, step, _before(a[2], b[2], c[2], d[2], e[2], f[2]))
+    store6(out + 18 * step, step, _before(a[3], b[3], c[3], d[3], e[3], f[3]))
+    store6(out + 24 * step, step, _before(a[4], b[4], c[4], d[4], e[4], f[4]))
+    store6(out + 30 * step, step, _before(a[5], b[5], c[5], d[5], e[5], f[5]))
 
 
 @word
-def _gather_back_tile(job, x, i, j, out, step):
+def _gather_back(job, x, i, j, out, step, bias):
     row, column = 4 * i, 4 * j
     a, b = _column4(job, x, row, column), _column4(job, x, row, column + 1)
     c, d = _column4(job, x, row, column + 2), _column4(job, x, row, column + 3)
-    _row(out, step, _behind(a[0], b[0], c[0], d[0]))
-    _row(out + 6 * step, step, _behind(a[1], b[1], c[1], d[1]))
-    _row(out + 12 * step, step, _behind(a[2], b[2], c[2], d[2]))
-    _row(out + 18 * step, step, _behind(a[3], b[3], c[3], d[3]))
-    _row(out + 24 * step, step, _behind(a[4], b[4], c[4], d[4]))
-    _row(out + 30 * step, step, _behind(a[5], b[5], c[5], d[5]))
+    store6(out, step, _behind(a[0], b[0], c[0], d[0]))
+    store6(out + 6 * step, step, _behind(a[1], b[1], c[1], d[1]))
+    store6(out + 12 * step, step, _behind(a[2], b[2], c[2], d[2]))
+    store6(out + 18 * step, step, _behind(a[3], b[3], c[3], d[3]))
+    store6(out + 24 * step, step, _behind(a[4], b[4], c[4], d[4]))
+    store6(out + 30 * step, step, _behind(a[5], b[5], c[5], d[5]))
 
 
 @word
@@ -181,10 +158,10 @@ def _put4(job, y, row, column, values, bias):
 
 
 @word
-def _scatter_tile(job, y, i, j, tile, step, bias):
+def _scatter(job, y, i, j, tile, step, bias):
     row, column = 4 * i, 4 * j
-    a, b, c = _load6(tile, 6 * step), _load6(tile + step, 6 * step), _load6(tile + 2 * step, 6 * step)
-    d, e, f = _load6(tile + 3 * step, 6 * step), _load6(tile + 4 * step, 6 * step), _load6(tile + 5 * step, 6 * step)
+    a, b, c = load6(tile, 6 * step), load6(tile + step, 6 * step), load6(tile + 2 * step, 6 * step)
+    d, e, f = load6(tile + 3 * step, 6 * step), load6(tile + 4 * step, 6 * step), load6(tile + 5 * step, 6 * step)
     a, b, c = _after(*a), _after(*b), _after(*c)
     d, e, f = _after(*d), _after(*e), _after(*f)
     _put4(job, y, row, column, _after(a[0], b[0], c[0], d[0], e[0], f[0]), bias)
@@ -213,10 +190,10 @@ def _plus6(job, y, row, column, values):
 
 
 @word
-def _scatter_back_tile(job, y, i, j, tile, step):
+def _scatter_back(job, y, i, j, tile, step, bias):
     row, column = 4 * i - 1, 4 * j - 1
-    a, b, c = _load6(tile, 6 * step), _load6(tile + step, 6 * step), _load6(tile + 2 * step, 6 * step)
-    d, e, f = _load6(tile + 3 * step, 6 * step), _load6(tile + 4 * step, 6 * step), _load6(tile + 5 * step, 6 * step)
+    a, b, c = load6(tile, 6 * step), load6(tile + step, 6 * step), load6(tile + 2 * step, 6 * step)
+    d, e, f = load6(tile + 3 * step, 6 * step), load6(tile + 4 * step, 6 * step), load6(tile + 5 * step, 6 * step)
     a, b, c = _ahead(*a), _ahead(*b), _ahead(*c)
     d, e, f = _ahead(*d), _ahead(*e), _ahead(*f)
     _plus6(job, y, row, column, _ahead(a[0], b[0], c[0], d[0], e[0], f[0]))
@@ -246,26 +223,6 @@ def _bias(job, images, offset):
     return load_float32(get64(job, BIAS) + offset)
 
 
-@word
-def _gather(job, images, i, j, offset, plane, step, bias):
-    _gather_tile(job, images + offset, i, j, plane, step)
-
-
-@word
-def _gather_back(job, images, i, j, offset, plane, step, bias):
-    _gather_back_tile(job, images + offset, i, j, plane, step)
-
-
-@word
-def _scatter(job, images, i, j, offset, plane, step, bias):
-    _scatter_tile(job, images + offset, i, j, plane, step, bias)
-
-
-@word
-def _scatter_back(job, images, i, j, offset, plane, step, bias):
-    _scatter_back_tile(job, images + offset, i, j, plane, step)
-
-
 def _whole(first, body):
     """The function of a job that does `body` for each tile of the images that are left, `first` before an image's."""
 
@@ -282,7 +239,7 @@ def _whole(first, body):
                 for i in range(rows):
                     for j in range(columns):
                         plane = planes + (i * columns + j) * pitch + offset
-                        body(job, images, i, j, offset, plane, step, bias)
+                        body(job, images + offset, i, j, plane, step, bias)
             image = fetch_add(job + 8 * NEXT, 1)
         return 0
 
