@@ -227,7 +227,7 @@ class Job:
                 reason = " ".join(str(error).split())[:200]
                 raise ConfigError(f"compile: the net cannot be compiled here ({reason}): use --compile off") from None
         else:
-            prepare(self.trainer.model, self.rt.device)
+            prepare(self.trainer.model, self.rt.device, self.rt.precision)
         return time.perf_counter() - started
 
     def _diverged(self, what: str, step: int) -> DivergedError:

@@ -232,11 +232,12 @@ def build_model(name: str, *, num_classes: int, in_channels: int = 3) -> nn.Modu
     return ConvNet(arch, num_classes=num_classes, in_channels=in_channels)
 
 
-def prepare(model: nn.Module, device: torch.device) -> None:
-    """Load or compile what a net runs in training on a device, so that no step waits for it."""
+def prepare(model: nn.Module, device: torch.device, precision: torch.dtype) -> None:
+    """Load or compile what a net runs in training on a device in a precision, so that no step waits for it."""
     if device.type == "cpu" and isinstance(model, ConvNet | FastNet) and model.fused:
         norms.prepare()
-        winograd.prepare()
+        if precision == torch.float32:
+            winograd.prepare()
 
 
 def check_image_size(height: int, width: int) -> None:
