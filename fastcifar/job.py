@@ -24,7 +24,7 @@ from fastcifar.outcome import outcome, write_pages
 from fastcifar.profiling import StepProfiler
 from fastcifar.ranks import ALONE, Ranks
 from fastcifar.reporter import Reporter, RunResult
-from fastcifar.runtime import Runtime, arithmetic, environment, is_compile_error, seed_everything
+from fastcifar.runtime import ALONE_IN_PROCESS, Runtime, arithmetic, environment, is_compile_error, seed_everything
 from fastcifar.signals import StopRequest
 from fastcifar.step_graphs import StepGraphs, why_not
 from fastcifar.summary import summarise
@@ -80,8 +80,9 @@ class Job:
         _check_steps(recipe, self.loader, ranks)
         self.eval_loader = eval_loader(store, f"{recipe.split}/{self.evaluated}", recipe, rt, ranks=ranks)
         steps = recipe.epochs * len(self.loader)
-        seed_everything(config.seed)
-        model = build_model(config.arch, num_classes=len(store.classes), in_channels=store.image_shape[2])
+        with ALONE_IN_PROCESS:
+            seed_everything(config.seed)
+            model = build_model(config.arch, num_classes=len(store.classes), in_channels=store.image_shape[2])
         self.parameters = count_parameters(model)  # of the net as it is drawn: none is frozen yet
         started = time.perf_counter()
         if recipe.whiten != "none":
@@ -217,7 +218,8 @@ class Job:
         if self.rt.compile or self.rt.device.type == "cuda":
             evaluation = self.eval_loader.batch(0, 0).images
             try:
-                with stop.at_once(self.run.before_training(resumed=self.saved is not None)):  # it may take minutes
+                # it may take minutes
+                with ALONE_IN_PROCESS, stop.at_once(self.run.before_training(resumed=self.saved is not None)):
                     self.trainer.warm_up(batches, evaluation)
                     if self._why_no_graphs is None:
                         self.graphs = StepGraphs(self.trainer, self.loader)
@@ -277,7 +279,8 @@ class Job:
         run, history = self.run, tuple(self.history)
         result = outcome(run, history, test, parameters=self.parameters, warmup_seconds=warmup_seconds)
         if self.ranks.first:
-            write_pages(run, history, result, environment=self.environment, choices=self.summary.choices)
+            with ALONE_IN_PROCESS:
+                write_pages(run, history, result, environment=self.environment, choices=self.summary.choices)
         self.reporter.finish(result)
         return FitResult(path=run.path, history=history, test=test, run=result)
 

@@ -1,4 +1,6 @@
-"""Many runs, each in its own folder: one after another in this process, or some at a time in their own.
+"""Many runs, each in its own folder: one after another in this process, or some at a time.
+
+At a time they have a process each, or on CUDA a thread and a stream each of this one.
 
 A run that is done is not done again, one that was stopped goes on, and one that fails leaves the others be.
 
@@ -27,6 +29,7 @@ from fastcifar.publish import remove_stale
 from fastcifar.recipes import resolve
 from fastcifar.reporter import Reporter
 from fastcifar.runs import Run
+from fastcifar.stream_worker import StreamWorker, suits
 from fastcifar.worker import LineReporter, Worker
 
 __all__ = ["Figures", "Member", "Outcome", "Record", "run_all"]
@@ -101,7 +104,7 @@ def run_all(
     Args:
         members: the runs, under different names.
         diverged: name -> error of runs known to diverge: they would again.
-        parallel: runs at a time; more than one get a process each, and a share of the threads.
+        parallel: runs at a time; more than one get a process each, and a share of the threads, or on CUDA a stream.
         reporter: hears all of each run, or of messages alone where `lines` is true or runs are side by side.
         lines: whether an epoch is no more than a line.
         record: keeps the outcomes.
@@ -168,7 +171,7 @@ def _in_turn(
 def _side_by_side(
     members: Iterable[Member], parallel: int, reporter: Reporter
 ) -> Generator[tuple[Member, FastcifarError | None], None, None]:
-    left, running = deque(members), dict[str, tuple[Member, Worker]]()
+    left, running = deque(members), dict[str, tuple[Member, Worker | StreamWorker]]()
     queue: SimpleQueue[tuple[str, dict[str, Any]]] = SimpleQueue()
     threads = max(1, torch.get_num_threads() // parallel)
     unfinished = 0
@@ -181,7 +184,8 @@ def _side_by_side(
                 while left and len(running) < parallel and stop.signum is None:
                     member = left.popleft()
                     config = _to_go_on(member.config)
-                    running[member.name] = member, Worker(member.name, config, threads=threads, queue=queue)
+                    kind = StreamWorker if suits(config) else Worker
+                    running[member.name] = member, kind(member.name, config, threads=threads, queue=queue)
                 try:
                     name, message = queue.get(timeout=_GLANCE)
                 except Empty:

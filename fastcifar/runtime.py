@@ -11,6 +11,7 @@ import contextlib
 import os
 import platform
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from fastcifar.errors import ConfigError
 from fastcifar.ranks import ALONE, Ranks
 
 __all__ = [
+    "ALONE_IN_PROCESS",
     "OutOfMemoryError",
     "Runtime",
     "arithmetic",
@@ -33,11 +35,16 @@ __all__ = [
     "is_compile_error",
     "limit_threads",
     "local_seed",
+    "own_stream",
     "quiet_profiler",
     "seed_everything",
 ]
 
 OutOfMemoryError = torch.OutOfMemoryError
+
+ALONE_IN_PROCESS = threading.RLock()
+"""Held for what no two runs in threads of one process may do at once: draw initial weights from torch's generators, let
+the device choose its algorithms, capture a CUDA graph, draw figures."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,6 +192,14 @@ def _compile(config: TrainConfig, device: torch.device, ranks: Ranks = ALONE) ->
         # measured on an H100, net fast: 53 s of compiling, then 0.8 of the time of a step that is a CUDA graph
         return False, "off: it takes a minute, and gains little on CUDA graphs; --compile on forces it"
     return False, f"off: on {device.type} it costs more than it gains for these nets"
+
+
+def own_stream(name: str) -> AbstractContextManager[Any]:
+    """The context for a thread whose work on the device of that name is to run beside other threads'."""
+    device = find_device(name)
+    if device.type != "cuda":
+        return contextlib.nullcontext()
+    return torch.cuda.stream(torch.cuda.Stream(device))  # type: ignore[no-untyped-call]
 
 
 def is_compile_error(error: BaseException) -> bool:

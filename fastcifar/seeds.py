@@ -56,7 +56,8 @@ def fit_seeds(
     Args:
         config: the options of all runs; `out` and `resume` are the folder of them all, `seed` is not used.
         seeds: different ones; may be left out where `config.resume` has them.
-        parallel: runs at a time. More than one get a process each, and share the threads evenly.
+        parallel: runs at a time. More than one get a process each, and share the threads evenly; on CUDA they get a
+            stream each of this process, so that they fill the GPU together.
         reporter: hears of each run as `fit` tells it, or where several are under way of messages alone.
 
     Raises:

@@ -20,7 +20,7 @@ from types import FrameType
 
 from fastcifar.errors import StoppedError
 
-__all__ = ["StopRequest", "catch_stop", "end_with", "leave_on_stop", "request_stop", "stop_at_once"]
+__all__ = ["StopRequest", "catch_stop", "end_with", "hear_of", "leave_on_stop", "request_stop", "stop_at_once"]
 
 _NAMES = ("SIGINT", "SIGTERM", "SIGHUP")  # Windows lacks the last
 
@@ -78,6 +78,7 @@ def _stopped(signum: signal.Signals, outcome: str) -> StoppedError:
 
 
 _open_requests: list[StopRequest] = []
+_of_thread = threading.local()
 _worked = False  # whether the command's `catch_stop` has ended
 
 
@@ -85,10 +86,10 @@ _worked = False  # whether the command's `catch_stop` has ended
 def catch_stop() -> Iterator[StopRequest]:
     """Turn the first signal into a request that the loop looks at; a second one stops at once.
 
-    Outside the main thread, where Python allows no handlers, nothing is caught.
+    Outside the main thread, where Python allows no handlers, nothing is caught: the request is `hear_of`'s, if any.
     """
     if threading.current_thread() is not threading.main_thread():
-        yield StopRequest()
+        yield getattr(_of_thread, "request", None) or StopRequest()
         return
     outer = _open_requests[-1] if _open_requests else StopRequest()
     request = StopRequest(outer.signum)
@@ -107,6 +108,11 @@ def catch_stop() -> Iterator[StopRequest]:
         _worked = not _open_requests
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def hear_of(request: StopRequest) -> None:
+    """Make `request` what `catch_stop` gives in this thread, not the main one, from now on: others may ask by it."""
+    _of_thread.request = request
 
 
 @contextlib.contextmanager

@@ -93,7 +93,7 @@ class StepGraphs:
         replays: dict[int | None, _Work] = {}
         for size, work in works.items():
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=pool):
+            with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):  # other threads' runs go on
                 loss = work()
             pool = graph.pool()
             replays[size] = _replayed(graph, loss)

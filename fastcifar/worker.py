@@ -25,7 +25,7 @@ from fastcifar.formats import epoch_line
 from fastcifar.metrics import EpochStats
 from fastcifar.reporter import NullReporter, RunSummary
 
-__all__ = ["LineReporter", "Worker", "serve"]
+__all__ = ["LineReporter", "Worker", "run_and_tell", "serve"]
 
 _CODE = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from fastcifar.worker import serve; serve()"
 
@@ -130,10 +130,16 @@ def serve() -> None:
 
     runtime.limit_threads(order["threads"])
     threading.Thread(target=watch, daemon=True).start()
-    status, error, stopped = 0, None, False
+    with contextlib.redirect_stdout(sys.stderr):  # the output is the parent's alone
+        end = run_and_tell(TrainConfig.from_json(order["config"]), LineReporter(lambda text: tell(say=text)))
+    tell(**end)
+
+
+def run_and_tell(config: TrainConfig, reporter: LineReporter) -> dict[str, Any]:
+    """Train, and say how it ended: {"status": .., "error": .., "stopped": ..}."""
     try:
-        with contextlib.redirect_stdout(sys.stderr):  # the output is the parent's alone
-            fit(TrainConfig.from_json(order["config"]), reporter=LineReporter(lambda text: tell(say=text)))
+        fit(config, reporter=reporter)
     except FastcifarError as failure:
-        status, error, stopped = failure.exit_status, str(failure), isinstance(failure, StoppedError)
-    tell(status=status, error=error, stopped=stopped)
+        stopped = isinstance(failure, StoppedError)
+        return {"status": failure.exit_status, "error": str(failure), "stopped": stopped}
+    return {"status": 0, "error": None, "stopped": False}

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from fastcifar.nets import ARCHS, Arch
 from fastcifar.recipes import RECIPES
 from fastcifar.reporter import NullReporter
 from fastcifar.seeds import SeedsResult, fit_seeds, seeds_table
+from fastcifar.stream_worker import StreamWorker, suits
 
 TINY = Arch(blocks=((4,), (4,), (4,), (4,)), hidden=(8,))
 # What a process of its own needs beside: the net.
@@ -253,6 +255,88 @@ def test_processes_told_to_stop_save_and_go_on_bit_for_bit(data: str, capfd: pyt
         fit(config(data, epochs=epochs, seed=int(path.name[5:]), out=Path(f"alone-{path.name}")))
         assert_same_run(path, Path(f"alone-{path.name}"))
     assert states() == ["done"] * 2
+
+
+@pytest.fixture
+def in_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs share this process, as they do on CUDA."""
+    monkeypatch.setattr(many, "suits", lambda config: True)
+
+
+@pytest.mark.usefixtures("in_threads")
+def test_runs_in_threads_are_the_runs_that_fit_makes_alone(data: str) -> None:
+    heard = Heard()
+    result = fit_seeds(config(data), range(3), parallel=2, reporter=heard)
+    assert (states(), result.exit_status) == (["done"] * 3, 0)
+    assert sum("s of training" in line for line in heard.messages) == 3
+    assert sum("epoch 2/2" in line for line in heard.messages) == 3
+    for seed in range(3):
+        fit(config(data, seed=seed, out=Path(f"alone-{seed}")))
+        assert_same_run(Path(f"all/seed-{seed}"), Path(f"alone-{seed}"))
+
+
+@pytest.mark.usefixtures("in_threads")
+def test_threads_told_to_stop_save_and_go_on_bit_for_bit(data: str) -> None:
+    epochs = 60
+    with pytest.raises(StoppedError, match="stopped: 0 of 3 runs have ended") as caught:
+        fit_seeds(config(data, epochs=epochs), [0, 1, 2], parallel=2, reporter=Heard("epoch 1/"))
+    assert caught.value.exit_status == 130
+    assert states() == ["unfinished"] * 3
+    begun = [path for path in Path("all").glob("seed-*") if (path / "checkpoints").exists()]
+    assert begun
+    assert all(0 < checkpoint.load_newest(path / "checkpoints").step < 2 * epochs for path in begun)
+    fit_seeds(TrainConfig(resume=Path("all")), parallel=2)
+    for path in begun:
+        fit(config(data, epochs=epochs, seed=int(path.name[5:]), out=Path(f"alone-{path.name}")))
+        assert_same_run(path, Path(f"alone-{path.name}"))
+    assert states() == ["done"] * 3
+
+
+@pytest.mark.usefixtures("in_threads")
+def test_in_threads_a_failure_loses_no_other_run(
+    data: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def spoiled(given: TrainConfig, **options: Any) -> FitResult:
+        if given.seed == 1:
+            raise DivergedError("the training loss became nan")
+        if given.seed == 2:
+            raise RuntimeError("a fault of ours")
+        return fit(given, **options)
+
+    monkeypatch.setattr(worker, "fit", spoiled)
+    result = fit_seeds(config(data), [0, 1, 2, 3], parallel=2)
+    assert [outcome.state for outcome in result.runs.values()] == ["done", "diverged", "failed", "done"]
+    assert result.runs[2].error == "its thread ended with RuntimeError('a fault of ours')"
+    assert "in spoiled" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("in_threads")
+def test_a_second_signal_waits_for_no_thread(data: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    held = threading.Event()
+    real = StreamWorker.stop
+
+    def stop(self: StreamWorker) -> None:
+        real(self)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    def endless(given: TrainConfig, *, reporter: worker.LineReporter) -> None:
+        reporter.message("begun")
+        assert held.wait(60)
+
+    monkeypatch.setattr(worker, "fit", endless)
+    monkeypatch.setattr(StreamWorker, "stop", stop)
+    try:
+        with pytest.raises(StoppedError, match="stopped: 0 of 2 runs") as caught:
+            fit_seeds(config(data), [0, 1], parallel=2, reporter=Heard("begun"))
+    finally:
+        held.set()
+    assert caught.value.exit_status == 130
+
+
+def test_processes_where_a_process_can_have_only_one() -> None:
+    assert not suits(TrainConfig(device="cpu"))
+    assert not suits(TrainConfig(device="nowhere", compile="on"))
+    assert not suits(TrainConfig(device="nowhere", profile=True))
 
 
 def test_a_run_in_lines(data: str) -> None:

@@ -4,7 +4,6 @@ Example:
     run_guarded(steps("digits"), [path], seconds=300)
 """
 
-import contextlib
 import itertools
 import subprocess
 import sys
@@ -31,9 +30,10 @@ from gpu_parts import (
     same_bits,
     timed,
 )
+from gpu_training import beside_airbench, side_by_side, training
 from torch import Tensor
 
-from fastcifar import Augment, Loader, TrainConfig, fit, open_store
+from fastcifar import Augment, Loader, open_store
 from fastcifar.kernels.cpu import CpuKernel
 from fastcifar.kernels.plan import rows_at
 
@@ -248,51 +248,6 @@ def loader_speed() -> dict[str, Any]:
         return race(contestants, repeats=7)
 
 
-def training(arch: str, dataset: str, *, epochs: int = 3, **options: Any) -> dict[str, Any]:
-    """A few epochs with mixed precision."""
-    with tempfile.TemporaryDirectory() as folder:
-        where = {"dataset": dataset, "device": "cuda", "out": Path(folder) / "run"}
-        result = fit(TrainConfig(arch=arch, epochs=epochs, amp=True, **where, **options))
-    return {
-        "train_seconds": sum(stats.train_seconds for stats in result.history),
-        "epoch_seconds": [stats.train_seconds for stats in result.history],
-        "images_per_second": [stats.images_per_second for stats in result.history],
-        "warmup_seconds": result.run.warmup_seconds,
-        "accuracy": result.test.accuracy,
-        "tta_accuracy": result.test.tta_accuracy,
-    }
-
-
-def beside_airbench(dataset: str) -> dict[str, Any]:
-    """Net fast and airbench94's own script and net, in turn: seconds of training and accuracies."""
-    import airbench
-    from airbench import utils
-
-    store = open_store(dataset)
-    said: list[dict[str, float]] = []
-    keys = ("val_acc", "tta_val_acc", "total_time_seconds")
-    runs: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
-        for part in ("train", "test"):
-            rows = np.asarray(store.split(f"full/{part}").rows)
-            images, labels = torch.from_numpy(store.images[rows]), torch.from_numpy(store.labels[rows].astype(np.int64))
-            Path("cifar10").mkdir(exist_ok=True)
-            torch.save({"images": images, "labels": labels, "classes": []}, f"cifar10/{part}.pt")
-        tell = mock.patch.object(
-            utils,
-            "print_training_details",
-            lambda found, is_final_entry: said.append({key: found[key] for key in keys if key in found}),
-        )
-        for number in range(4):  # in the first, cuDNN chooses its algorithms
-            with tell:
-                airbench.train94()
-            *_, epoch, last = said
-            runs.append({"first": number == 0, "airbench94": [epoch["total_time_seconds"], last["tta_val_acc"]]})
-            ours = training("fast", str(store.path), epochs=9, seed=number)
-            runs[-1]["fastcifar"] = [ours["train_seconds"], ours["tta_accuracy"]]
-    return {"runs": runs, "of each": ["seconds of training", "accuracy with test-time augmentation"]}
-
-
 def own_tests() -> dict[str, Any]:
     """The tests that need a CUDA device."""
     command = [sys.executable, "-m", "pytest", "-q", "-m", "cuda", "-p", "no:cacheprovider", "tests/gpu"]
@@ -339,4 +294,6 @@ def steps(dataset: str) -> dict[str, Step]:
         "training beside airbench94": lambda: beside_airbench(dataset),
         "training, big, compiled": lambda: training("big", dataset, compile="on"),
         "tests": own_tests,
+        "seeds side by side, small": lambda: side_by_side("small", dataset),
+        "seeds side by side, fast": lambda: side_by_side("fast", dataset),
     }

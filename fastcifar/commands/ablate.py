@@ -40,7 +40,7 @@ class AblateOptions(TrainConfig):
     out: Path | None = None
     """Folder of the runs and the table; by default runs/ablate-DATASET-ARCH-RECIPE-TIME."""
     parallel: int = 1
-    """Runs at a time, each in a process of its own."""
+    """Runs at a time, each in a process of its own; on a GPU, each in a stream of its own."""
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -33,7 +33,7 @@ class TrainOptions(TrainConfig):
     seeds: str | None = None
     """Train once with each of these, such as 0..4 or 0,3,7, in a folder each, and end with a table."""
     parallel: int = 1
-    """Seeds that are trained at a time, each in a process of its own."""
+    """Seeds that are trained at a time, each in a process of its own; on a GPU, each in a stream of its own."""
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -1,0 +1,73 @@
+"""A run in a thread of this process, on a CUDA stream of its own: small runs side by side fill what one leaves idle.
+
+Processes would take turns on the GPU; streams of one process run at the same time. It is held as a `Worker` is.
+
+    worker = StreamWorker("seed 3", config, threads=1, queue=queue)
+    name, line = queue.get()            # {"say": "epoch 1/16: ..."}, at the end {"status": 0, "error": None}
+    worker.stop()
+"""
+
+import signal
+import threading
+import traceback
+from queue import SimpleQueue
+from typing import Any
+
+from fastcifar import runtime, signals
+from fastcifar.config import TrainConfig
+from fastcifar.worker import LineReporter, run_and_tell
+
+__all__ = ["StreamWorker", "suits"]
+
+
+def suits(config: TrainConfig) -> bool:
+    """Whether such runs can share this process: on CUDA, with nothing that only one run in a process can have.
+
+    Raises:
+        ConfigError: the device is not there.
+    """
+    alone = config.compile == "on" or config.profile  # torch's compiler and profiler are not for several threads
+    return not alone and runtime.find_device(config.device).type == "cuda"
+
+
+class StreamWorker:
+    """A run's thread, which starts at once.
+
+    Args:
+        name: goes into the queue with each line.
+        config: of the run.
+        threads: of the CPU; all runs of this process share its own.
+        queue: gets (name, line) for each line, and after the last (name, {"status": .., "error": .., "stopped": ..}).
+    """
+
+    def __init__(
+        self, name: str, config: TrainConfig, *, threads: int, queue: SimpleQueue[tuple[str, dict[str, Any]]]
+    ) -> None:
+        self._request = signals.StopRequest()
+        self._abandoned = False
+        self._thread = threading.Thread(target=self._run, args=(name, config, queue), name=name, daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ask it to save a checkpoint and end."""
+        self._request.signum = self._request.signum or signal.SIGTERM
+
+    def kill(self) -> None:
+        """Wait for it no longer: it ends with the process. What it saved before is sound."""
+        self._abandoned = True
+
+    def wait(self) -> None:
+        """Return when it has ended."""
+        if not self._abandoned:
+            self._thread.join()
+
+    def _run(self, name: str, config: TrainConfig, queue: SimpleQueue[tuple[str, dict[str, Any]]]) -> None:
+        signals.hear_of(self._request)
+        end: dict[str, Any] = {"status": 2, "stopped": False}
+        try:
+            with runtime.own_stream(config.device):
+                end = run_and_tell(config, LineReporter(lambda text: queue.put((name, {"say": text}))))
+        except BaseException as error:  # a fault, as a process of its own would die of
+            traceback.print_exc()
+            end["error"] = f"its thread ended with {error!r}"
+        queue.put((name, end))

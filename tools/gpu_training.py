@@ -1,0 +1,99 @@
+"""What `gpu_check` trains on a CUDA device: figures as JSON values.
+
+Example:
+    training("small", "digits")["train_seconds"]
+"""
+
+import contextlib
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import torch
+
+from fastcifar import TrainConfig, fit, many, open_store
+from fastcifar.seeds import fit_seeds
+
+__all__ = ["beside_airbench", "side_by_side", "training"]
+
+_SEEDS = 8
+
+
+def training(arch: str, dataset: str, *, epochs: int = 3, **options: Any) -> dict[str, Any]:
+    """A few epochs with mixed precision."""
+    with tempfile.TemporaryDirectory() as folder:
+        where = {"dataset": dataset, "device": "cuda", "out": Path(folder) / "run"}
+        result = fit(TrainConfig(arch=arch, epochs=epochs, amp=True, **where, **options))
+    return {
+        "train_seconds": sum(stats.train_seconds for stats in result.history),
+        "epoch_seconds": [stats.train_seconds for stats in result.history],
+        "images_per_second": [stats.images_per_second for stats in result.history],
+        "warmup_seconds": result.run.warmup_seconds,
+        "accuracy": result.test.accuracy,
+        "tta_accuracy": result.test.tta_accuracy,
+    }
+
+
+def beside_airbench(dataset: str) -> dict[str, Any]:
+    """Net fast and airbench94's own script and net, in turn: seconds of training and accuracies."""
+    import airbench
+    from airbench import utils
+
+    store = open_store(dataset)
+    said: list[dict[str, float]] = []
+    keys = ("val_acc", "tta_val_acc", "total_time_seconds")
+    runs: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+        for part in ("train", "test"):
+            rows = np.asarray(store.split(f"full/{part}").rows)
+            images, labels = torch.from_numpy(store.images[rows]), torch.from_numpy(store.labels[rows].astype(np.int64))
+            Path("cifar10").mkdir(exist_ok=True)
+            torch.save({"images": images, "labels": labels, "classes": []}, f"cifar10/{part}.pt")
+        tell = mock.patch.object(
+            utils,
+            "print_training_details",
+            lambda found, is_final_entry: said.append({key: found[key] for key in keys if key in found}),
+        )
+        for number in range(4):  # in the first, cuDNN chooses its algorithms
+            with tell:
+                airbench.train94()
+            *_, epoch, last = said
+            runs.append({"first": number == 0, "airbench94": [epoch["total_time_seconds"], last["tta_val_acc"]]})
+            ours = training("fast", str(store.path), epochs=9, seed=number)
+            runs[-1]["fastcifar"] = [ours["train_seconds"], ours["tta_accuracy"]]
+    return {"runs": runs, "of each": ["seconds of training", "accuracy with test-time augmentation"]}
+
+
+def side_by_side(arch: str, dataset: str, *, epochs: int = 6) -> dict[str, Any]:
+    """Seconds that the same runs take one after another, on streams of one process, and in processes, in turn."""
+    ways = {
+        "one after another": {"parallel": 1},
+        "2 streams": {"parallel": 2},
+        "4 streams": {"parallel": 4},
+        "8 streams": {"parallel": 8},
+        "4 processes": {"parallel": 4, "streams": False},
+    }
+    found: dict[str, Any] = {}
+    for way, options in {"first": {"parallel": 1}, **ways}.items():  # in the first, cuDNN chooses its algorithms
+        streams = options.pop("streams", True)
+        with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+            if not streams:
+                stack.enter_context(mock.patch.object(many, "suits", return_value=False))
+            config = TrainConfig(
+                arch=arch, dataset=dataset, epochs=epochs, amp=True, device="cuda", out=Path(folder) / "runs"
+            )
+            started = time.perf_counter()
+            result = fit_seeds(config, range(1 if way == "first" else _SEEDS), **options)
+            seconds = time.perf_counter() - started
+        if result.exit_status or result.test_accuracy is None or result.train_seconds is None:
+            raise AssertionError(f"{way}: {[outcome.error for outcome in result.runs.values()]}")
+        accuracy, each = result.test_accuracy, result.train_seconds
+        found[way] = {"seconds": seconds, "train_seconds_of_each": each.mean, "accuracy": accuracy.mean}
+    del found["first"]
+    first = found["one after another"]["seconds"]
+    return {"runs": _SEEDS, "epochs": epochs, **{
+        way: figures | {"times_as_fast": first / figures["seconds"]} for way, figures in found.items()
+    }}  # fmt: skip
