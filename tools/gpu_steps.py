@@ -292,8 +292,8 @@ def steps(dataset: str) -> dict[str, Step]:
         "training, small": lambda: training("small", dataset),
         "training, big": lambda: training("big", dataset),
         "training beside airbench94": lambda: beside_airbench(dataset),
-        "training, big, compiled": lambda: training("big", dataset, compile="on"),
         "tests": own_tests,
         "seeds side by side, small": lambda: side_by_side("small", dataset),
         "seeds side by side, fast": lambda: side_by_side("fast", dataset),
+        "training, big, compiled": lambda: training("big", dataset, compile="on"),
     }
