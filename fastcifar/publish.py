@@ -52,15 +52,11 @@ def publish_bytes(path: Path, content: bytes) -> None:
         OSError: the folder is missing or full or cannot be written; the old file is intact.
     """
     with _temporary(path, lambda place: os.close(os.open(place, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))) as place:
-        try:
-            with open(place, "wb") as handle:
-                handle.write(content)
-                handle.flush()
-                os.fsync(handle.fileno())
-            os.replace(place, path)
-        except BaseException:
-            place.unlink(missing_ok=True)
-            raise
+        with open(place, "wb") as handle:
+            handle.write(content)
+            handle.flush()
+            os.fsync(handle.fileno())
+        os.replace(place, path)
         _sync_folder(path.parent)
 
 
@@ -82,21 +78,17 @@ def publish_folder(path: Path) -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with _temporary(path, os.mkdir) as place:
+        yield place
+        for file in place.rglob("*"):
+            if file.is_file():
+                _sync_file(file)
+        _sync_folder(place)
         try:
-            yield place
-            for file in place.rglob("*"):
-                if file.is_file():
-                    _sync_file(file)
-            _sync_folder(place)
-            try:
-                os.rename(place, path)
-            except OSError:
-                if not path.is_dir():
-                    raise
-                shutil.rmtree(place)
-        except BaseException:
-            shutil.rmtree(place, ignore_errors=True)
-            raise
+            os.rename(place, path)
+        except OSError:
+            if not path.is_dir():
+                raise
+            shutil.rmtree(place)
         _sync_folder(path.parent)
 
 
@@ -110,13 +102,17 @@ def remove_stale(folder: Path, name: str = "") -> None:
         if lock is None:
             continue
         try:
-            if leftover.is_dir():
-                shutil.rmtree(leftover, ignore_errors=True)
-            else:
-                with suppress(OSError):
-                    leftover.unlink()
+            _remove(leftover)
         finally:
             os.close(lock)
+
+
+def _remove(place: Path) -> None:
+    if place.is_dir():
+        shutil.rmtree(place, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            place.unlink()
 
 
 def _escape(name: str) -> str:
@@ -125,24 +121,37 @@ def _escape(name: str) -> str:
 
 @contextmanager
 def _temporary(path: Path, make: Callable[[Path], object]) -> Iterator[Path]:
-    """A new file or folder beside `path`, made by `make` and locked while the block runs."""
+    """A new file or folder beside `path`, made by `make` and locked while the block runs; removed where that fails."""
     remove_stale(path.parent, path.name)
-    while True:
-        place = path.parent / f"{_PREFIX}{path.name[:_LONGEST]}-{secrets.token_hex(8)}"
-        make(place)
-        try:
-            lock = _lock(place)
-        except BlockingIOError:  # in this instant another process took it for a leftover
-            continue
-        if place.exists():
-            break
-        if lock is not None:
-            os.close(lock)
-    try:
+    place = lock = None
+    try:  # before it is made: a signal may raise at any instant
+        while True:
+            place = path.parent / f"{_PREFIX}{path.name[:_LONGEST]}-{secrets.token_hex(8)}"
+            make(place)
+            held, lock = _hold(place)
+            if held:
+                break
         yield place
+    except BaseException:
+        if place is not None:
+            _remove(place)
+        raise
     finally:
         if lock is not None:
             os.close(lock)
+
+
+def _hold(place: Path) -> tuple[bool, int | None]:
+    """Lock what was just made: whether it is still there, or another process took it for a leftover; and the lock."""
+    try:
+        lock = _lock(place)
+    except BlockingIOError:
+        return False, None
+    if place.exists():
+        return True, lock
+    if lock is not None:
+        os.close(lock)
+    return False, None
 
 
 def _lock(place: Path) -> int | None:

@@ -1,8 +1,12 @@
 import os
+import sys
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import pytest
 
+from fastcifar import publish as publishing
 from fastcifar.publish import publish_bytes, publish_folder, publish_json, remove_stale
 
 
@@ -72,3 +76,51 @@ def test_stale_temporaries_go_and_nothing_else(tmp_path: Path) -> None:
     (tmp_path / "keep").write_text("x")
     remove_stale(tmp_path)
     assert names(tmp_path) == ["keep"]
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_an_interruption_at_any_instruction_leaves_no_temporary(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # hundreds of them take a minute
+
+    def publish(path: Path) -> None:
+        if kind == "file":
+            publish_bytes(path, b"new")
+            return
+        with publish_folder(path) as folder:
+            (folder / "content").write_bytes(b"new")
+
+    def interrupted(moment: int) -> int:
+        """The instructions that there are, after publishing with an interruption before number `moment` of them."""
+        count, place = 0, tmp_path / str(moment)
+        place.mkdir()
+
+        def trace(frame: FrameType, event: str, value: object) -> Any:
+            nonlocal count
+            if frame.f_code.co_filename != publishing.__file__:
+                return None
+            frame.f_trace_opcodes = True
+            count += event == "opcode"
+            if event == "opcode" and count == moment:
+                raise KeyboardInterrupt
+            return trace
+
+        tracing = sys.gettrace()
+        sys.settrace(trace)
+        try:
+            publish(place / "it")
+        except KeyboardInterrupt:
+            assert moment
+        finally:
+            sys.settrace(tracing)
+        left = {path.name for path in place.iterdir()}
+        assert left <= {"it"}, moment
+        whole = place / "it" if kind == "file" else place / "it" / "content"
+        assert not left or whole.read_bytes() == b"new"
+        return count
+
+    count = interrupted(0)
+    assert count > 100
+    for moment in range(1, count + 1):
+        interrupted(moment)
