@@ -15,6 +15,7 @@ import json
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, Literal, TypeAlias
@@ -29,7 +30,7 @@ from fastcifar.publish import remove_stale
 from fastcifar.recipes import resolve
 from fastcifar.reporter import Reporter
 from fastcifar.runs import Run
-from fastcifar.stream_worker import StreamWorker, suits
+from fastcifar.stream_worker import StreamWorker, stream_threads, suits
 from fastcifar.worker import LineReporter, Worker
 
 __all__ = ["Figures", "Member", "Outcome", "Record", "run_all"]
@@ -173,7 +174,7 @@ def _side_by_side(
 ) -> Generator[tuple[Member, FastcifarError | None], None, None]:
     left, running = deque(members), dict[str, tuple[Member, Worker | StreamWorker]]()
     queue: SimpleQueue[tuple[str, dict[str, Any]]] = SimpleQueue()
-    threads = max(1, torch.get_num_threads() // parallel)
+    start = _starter(left, parallel, queue)
     unfinished = 0
     try:
         with signals.catch_stop() as stop:
@@ -183,9 +184,7 @@ def _side_by_side(
                         worker.stop()
                 while left and len(running) < parallel and stop.signum is None:
                     member = left.popleft()
-                    config = _to_go_on(member.config)
-                    kind = StreamWorker if suits(config) else Worker
-                    running[member.name] = member, kind(member.name, config, threads=threads, queue=queue)
+                    running[member.name] = member, start(member.name, _to_go_on(member.config))
                 try:
                     name, message = queue.get(timeout=_GLANCE)
                 except Empty:
@@ -209,6 +208,15 @@ def _side_by_side(
             worker.stop()
         for _, worker in running.values():
             worker.wait()
+
+
+def _starter(
+    members: Sequence[Member], parallel: int, queue: SimpleQueue[tuple[str, dict[str, Any]]]
+) -> Callable[[str, TrainConfig], Worker | StreamWorker]:
+    """Starts a run beside others, all of them with the same device."""
+    if members and suits(config := members[0].config):
+        return partial(StreamWorker, threads=stream_threads(config.device, parallel), queue=queue)
+    return partial(Worker, threads=max(1, torch.get_num_threads() // parallel), queue=queue)
 
 
 def _failure(message: Mapping[str, Any]) -> FastcifarError | None:

@@ -35,9 +35,9 @@ __all__ = [
     "is_compile_error",
     "limit_threads",
     "local_seed",
-    "own_stream",
     "quiet_profiler",
     "seed_everything",
+    "use_own_stream",
 ]
 
 OutOfMemoryError = torch.OutOfMemoryError
@@ -194,12 +194,11 @@ def _compile(config: TrainConfig, device: torch.device, ranks: Ranks = ALONE) ->
     return False, f"off: on {device.type} it costs more than it gains for these nets"
 
 
-def own_stream(name: str) -> AbstractContextManager[Any]:
-    """The context for a thread whose work on the device of that name is to run beside other threads'."""
-    device = find_device(name)
-    if device.type != "cuda":
-        return contextlib.nullcontext()
-    return torch.cuda.stream(torch.cuda.Stream(device))  # type: ignore[no-untyped-call]
+def use_own_stream(device: torch.device) -> None:
+    """On CUDA, let what this thread does from now on run beside what others do."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        torch.cuda.set_stream(torch.cuda.Stream(device))  # type: ignore[no-untyped-call]
 
 
 def is_compile_error(error: BaseException) -> bool:

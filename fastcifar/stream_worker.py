@@ -2,14 +2,15 @@
 
 Processes would take turns on the GPU; streams of one process run at the same time. It is held as a `Worker` is.
 
-    worker = StreamWorker("seed 3", config, threads=1, queue=queue)
+    threads = stream_threads("cuda", 4)
+    worker = StreamWorker("seed 3", config, threads=threads, queue=queue)
     name, line = queue.get()            # {"say": "epoch 1/16: ..."}, at the end {"status": 0, "error": None}
     worker.stop()
 """
 
 import signal
-import threading
 import traceback
+from concurrent.futures import ThreadPoolExecutor, wait
 from queue import SimpleQueue
 from typing import Any
 
@@ -17,7 +18,7 @@ from fastcifar import runtime, signals
 from fastcifar.config import TrainConfig
 from fastcifar.worker import LineReporter, run_and_tell
 
-__all__ = ["StreamWorker", "suits"]
+__all__ = ["StreamWorker", "stream_threads", "suits"]
 
 
 def suits(config: TrainConfig) -> bool:
@@ -30,23 +31,36 @@ def suits(config: TrainConfig) -> bool:
     return not alone and runtime.find_device(config.device).type == "cuda"
 
 
+def stream_threads(device: str, count: int) -> ThreadPoolExecutor:
+    """Threads for so many runs at a time; cuDNN chooses its algorithms once for each, so all of their runs have these.
+
+    Raises:
+        ConfigError: the device is not there.
+    """
+    return ThreadPoolExecutor(count, "run", initializer=runtime.use_own_stream, initargs=(runtime.find_device(device),))
+
+
 class StreamWorker:
-    """A run's thread, which starts at once.
+    """A run, which starts as soon as a thread is free.
 
     Args:
         name: goes into the queue with each line.
         config: of the run.
-        threads: of the CPU; all runs of this process share its own.
+        threads: one of which it takes.
         queue: gets (name, line) for each line, and after the last (name, {"status": .., "error": .., "stopped": ..}).
     """
 
     def __init__(
-        self, name: str, config: TrainConfig, *, threads: int, queue: SimpleQueue[tuple[str, dict[str, Any]]]
+        self,
+        name: str,
+        config: TrainConfig,
+        *,
+        threads: ThreadPoolExecutor,
+        queue: SimpleQueue[tuple[str, dict[str, Any]]],
     ) -> None:
         self._request = signals.StopRequest()
         self._abandoned = False
-        self._thread = threading.Thread(target=self._run, args=(name, config, queue), name=name, daemon=True)
-        self._thread.start()
+        self._running = threads.submit(self._run, name, config, queue)
 
     def stop(self) -> None:
         """Ask it to save a checkpoint and end."""
@@ -59,14 +73,13 @@ class StreamWorker:
     def wait(self) -> None:
         """Return when it has ended."""
         if not self._abandoned:
-            self._thread.join()
+            wait([self._running])
 
     def _run(self, name: str, config: TrainConfig, queue: SimpleQueue[tuple[str, dict[str, Any]]]) -> None:
         signals.hear_of(self._request)
         end: dict[str, Any] = {"status": 2, "stopped": False}
         try:
-            with runtime.own_stream(config.device):
-                end = run_and_tell(config, LineReporter(lambda text: queue.put((name, {"say": text}))))
+            end = run_and_tell(config, LineReporter(lambda text: queue.put((name, {"say": text}))))
         except BaseException as error:  # a fault, as a process of its own would die of
             traceback.print_exc()
             end["error"] = f"its thread ended with {error!r}"
