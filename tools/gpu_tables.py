@@ -1,4 +1,4 @@
-"""The tables of what was measured on a CUDA device: the kernel and the loader, then training.
+"""The tables of what was measured on a CUDA device: kernel and loader, training, and what was tried for the recipes.
 
 Example:
     gpu_check_table(json.loads((RESULTS / "gpu_check.json").read_text()))
@@ -10,7 +10,7 @@ from typing import Any
 
 from table_cells import grid, percent
 
-__all__ = ["gpu_check_table", "gpu_training_table"]
+__all__ = ["gpu_check_table", "gpu_training_table", "gpu_tries_table"]
 
 _WAYS = {
     (False, False): "operation by operation",
@@ -46,8 +46,58 @@ def gpu_check_table(content: Mapping[str, Any]) -> list[str]:
         "",
         *grid(["`for images, labels in loader`", "images a second"], speeds),
         "",
+        *_side_by_side(steps),
+        *_beside_airbench(steps),
         note,
     ]
+
+
+def _side_by_side(steps: Mapping[str, Any]) -> list[str]:
+    """Markdown lines: several seeds one after another, and at a time."""
+    rows = []
+    for name, step in steps.items():
+        if not (name.startswith("seeds side by side") and step["ok"]):
+            continue
+        result = step["result"]
+        for way, measured in result.items():
+            if isinstance(measured, dict):
+                what = f"{name.rpartition(' ')[2]}, {result['runs']} seeds of {result['epochs']} epochs, {way}"
+                accuracy = percent(measured["accuracy"])
+                rows.append([what, f"{measured['seconds']:.1f} s", f"{measured['times_as_fast']:.2f}", accuracy])
+    head = ["`--seeds`, all of it: starting, training, testing, writing", "seconds", "times as fast", "mean accuracy"]
+    return [*grid(head, rows), ""] if rows else []
+
+
+def _beside_airbench(steps: Mapping[str, Any]) -> list[str]:
+    """Markdown lines: net fast and airbench94, in turn on the same device."""
+    step = steps.get("training beside airbench94", {"ok": False})
+    if not step["ok"]:
+        return []
+    rows = []
+    for who in ("airbench94", "fastcifar"):
+        runs = [run[who] for run in step["result"]["runs"] if not run["first"]]
+        taken, accuracy = median(seconds for seconds, _ in runs), sum(found for _, found in runs) / len(runs)
+        name = {"airbench94": "airbench94, its own script", "fastcifar": "fastcifar, fast, 9 epochs"}[who]
+        rows.append([name, str(len(runs)), f"{taken:.2f} s", percent(accuracy)])
+    return [*grid(["in turn, all 50,000 images", "runs", "training (median)", "accuracy with TTA"], rows), ""]
+
+
+def gpu_tries_table(content: Mapping[str, Any]) -> list[str]:
+    """Markdown lines: what was tried for a recipe on split holdout, and a note."""
+    groups: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
+    for run in content["runs"]:
+        key = (f"{run['net']}, {run['recipe']}", ", ".join(run["changes"]), str(run["epochs"]))
+        groups.setdefault(key, []).append(run)
+
+    def mean(runs: list[Mapping[str, Any]], name: str) -> float:
+        return float(sum(run[name] for run in runs) / len(runs))
+
+    names = ("validation_accuracy", "test_accuracy", "test_tta_accuracy")
+    order = sorted(groups.items(), key=lambda item: (item[0][0], int(item[0][2]), -mean(item[1], names[0])))
+    rows = [[*key, str(len(runs)), *(percent(mean(runs, name)) for name in names)] for key, runs in order]
+    head = ["recipe", "changed", "epochs", "runs", "validation accuracy", "test accuracy", "with TTA"]
+    note = f"{' '.join(content['notes'])} On an unverified copy of CIFAR-10; bfloat16. {_place(content)}."
+    return [*grid(head, rows), "", note]
 
 
 def gpu_training_table(content: Mapping[str, Any]) -> list[str]:

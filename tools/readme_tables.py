@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from gpu_tables import gpu_check_table, gpu_training_table
+from gpu_tables import gpu_check_table, gpu_training_table, gpu_tries_table
 from recipe_tables import recipe_race_table
 from table_cells import grid, measured, percent
 
@@ -263,6 +263,7 @@ TABLES: tuple[tuple[str, str, Callable[[Any], list[str]]], ...] = (
     ("recipe-race", "recipe_race", recipe_race_table),
     ("gpu-check", "gpu_check", gpu_check_table),
     ("gpu-training", "gpu_training", gpu_training_table),
+    ("gpu-tries", "gpu_tries", gpu_tries_table),
 )
 """Marker, file in `RESULTS`, and what makes the lines."""
 
