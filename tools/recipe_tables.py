@@ -53,7 +53,7 @@ def recipe_race_table(content: Mapping[str, Any]) -> list[str]:
 def _recipe(setting: Mapping[str, Any]) -> list[str]:
     tta = setting["tta_accuracy"]
     return [
-        setting["title"],
+        setting["title"] + (f", lr {setting['lr']:g}" if setting["lr"] else ""),
         f"{setting['epochs']:g}",
         str(len(setting["seeds"])),
         f"{_spread(setting['train_seconds'])} s",

@@ -85,6 +85,7 @@ def _setting(group: Group) -> Setting:
     first = group.runs[0]
     said |= {"seeds": [run["seed"] for run in group.runs]}
     said |= {name: first[name] for name in ("batch_size", "tta", "versions")}
+    said["lr"] = first.get("recipe", {}).get("lr") if CONTESTANTS[group.contestant].ours else None
     said["train_seconds"] = estimate([run["train_seconds"] * processor_share(run) for run in group.runs])
     for name in _MEASURES:
         values = [run[name] for run in group.runs]
