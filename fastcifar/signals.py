@@ -34,6 +34,10 @@ class StopRequest:
         """What the first signal made of a block that it ends, and a second one unmade."""
         self._outcome: str | None = None  # of the block that the first signal ends, within one
 
+    def ask(self) -> None:
+        """Ask as SIGTERM does, from another thread than that which looks; a second time changes nothing."""
+        self.signum = self.signum or signal.SIGTERM
+
     def hear(self, number: int) -> None:
         """Take a signal.
 

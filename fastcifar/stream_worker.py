@@ -8,7 +8,6 @@ Processes would take turns on the GPU; streams of one process run at the same ti
     worker.stop()
 """
 
-import signal
 import traceback
 from concurrent.futures import ThreadPoolExecutor, wait
 from queue import SimpleQueue
@@ -64,7 +63,7 @@ class StreamWorker:
 
     def stop(self) -> None:
         """Ask it to save a checkpoint and end."""
-        self._request.signum = self._request.signum or signal.SIGTERM
+        self._request.ask()
 
     def kill(self) -> None:
         """Wait for it no longer: it ends with the process. What it saved before is sound."""

@@ -255,6 +255,7 @@ TABLES: tuple[tuple[str, str, Callable[[Any], list[str]]], ...] = (
     ("race", "race", race_table),
     ("ceiling", "ceiling", ceiling_table),
     ("training-step", "training_step", training_step_table),
+    ("training-step-bfloat16", "training_step_bfloat16", training_step_table),
     ("safety", "safety", safety_table),
     ("scaling", "scaling", scaling_table),
     ("first-batch", "first_batch", first_batch_table),
