@@ -84,7 +84,8 @@ def where(content: Mapping[str, Any]) -> str:
     """Hardware and version, for the line under a table."""
     receipt = content["receipt"]
     threads = f"{receipt['threads']} thread" + "s" * (receipt["threads"] != 1)
-    return f"{receipt['cpu']}, {threads}, PyTorch {receipt['torch']}"
+    cpu = " ".join(filter(None, (receipt["cpu"], receipt.get("cpu_model"))))
+    return f"{cpu}, {threads}, PyTorch {receipt['torch']}"
 
 
 def race_table(content: Mapping[str, Any]) -> list[str]:
