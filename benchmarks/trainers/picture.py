@@ -54,9 +54,10 @@ def draw(races: Sequence[Race]) -> Figure:
     colors = {group.title: kinds[_kind(group.title)] for group in groups}
     columns, rows = min(_COLUMNS, len(shown)), -(-len(shown) // _COLUMNS)
     figure = Figure(figsize=(3.7 * columns, 2.9 * rows), layout="constrained")
+    several = len({race.about["cpu"] for race in shown}) > 1
     panels = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axes, race in zip(panels, shown, strict=False):
-        _panel(axes, race, colors)
+        _panel(axes, race, colors, cpu=race.about["cpu"] if several else "")
     for axes in panels[len(shown) :]:
         axes.remove()
     rings = any(run["tta_accuracy"] for race in shown for group in race.groups for run in group.runs)
@@ -73,7 +74,7 @@ def _kind(title: str) -> str:
     return title.replace(", --amp", "").replace(", bfloat16", "")
 
 
-def _panel(axes: Axes, race: Race, colors: dict[str, str]) -> None:
+def _panel(axes: Axes, race: Race, colors: dict[str, str], *, cpu: str) -> None:
     ends: dict[str, float] = {}  # title -> accuracy of its longest run, where its name goes
     lowest, first = 1.0, math.inf
     for group in sorted(race.groups, key=lambda group: group.epochs):
@@ -90,7 +91,8 @@ def _panel(axes: Axes, race: Race, colors: dict[str, str]) -> None:
             lowest, first = min(lowest, end[1]), min(first, end[0])
     about = race.about
     threads = f"{about['threads']} thread{'s' * (about['threads'] != 1)}"
-    axes.set_title(f"{about['arch']}, split {about['split']}, {threads}", loc="left", fontsize=10, color=_INK)
+    title = f"{about['arch']}, split {about['split']}, {threads}" + (f"\n{cpu}" if cpu else "")
+    axes.set_title(title, loc="left", fontsize=9, color=_INK)
     axes.set_facecolor("none")
     axes.set_xscale("log")
     axes.set_xlim(left=first / _BEFORE)
