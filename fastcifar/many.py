@@ -31,7 +31,7 @@ from fastcifar.recipes import resolve
 from fastcifar.reporter import Reporter
 from fastcifar.runs import Run
 from fastcifar.stream_worker import StreamWorker, stream_threads, suits
-from fastcifar.worker import LineReporter, Worker
+from fastcifar.worker import LineReporter, Lines, Worker
 
 __all__ = ["Figures", "Member", "Outcome", "Record", "run_all"]
 
@@ -173,7 +173,7 @@ def _side_by_side(
     members: Iterable[Member], parallel: int, reporter: Reporter
 ) -> Generator[tuple[Member, FastcifarError | None], None, None]:
     left, running = deque(members), dict[str, tuple[Member, Worker | StreamWorker]]()
-    queue: SimpleQueue[tuple[str, dict[str, Any]]] = SimpleQueue()
+    queue: Lines = SimpleQueue()
     start = _starter(left, parallel, queue)
     unfinished = 0
     try:
@@ -211,7 +211,7 @@ def _side_by_side(
 
 
 def _starter(
-    members: Sequence[Member], parallel: int, queue: SimpleQueue[tuple[str, dict[str, Any]]]
+    members: Sequence[Member], parallel: int, queue: Lines
 ) -> Callable[[str, TrainConfig], Worker | StreamWorker]:
     """Starts a run beside others, all of them with the same device."""
     if members and suits(config := members[0].config):

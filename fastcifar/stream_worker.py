@@ -10,12 +10,11 @@ Processes would take turns on the GPU; streams of one process run at the same ti
 
 import traceback
 from concurrent.futures import ThreadPoolExecutor, wait
-from queue import SimpleQueue
 from typing import Any
 
 from fastcifar import runtime, signals
 from fastcifar.config import TrainConfig
-from fastcifar.worker import LineReporter, run_and_tell
+from fastcifar.worker import LineReporter, Lines, run_and_tell
 
 __all__ = ["StreamWorker", "stream_threads", "suits"]
 
@@ -46,17 +45,10 @@ class StreamWorker:
         name: goes into the queue with each line.
         config: of the run.
         threads: one of which it takes.
-        queue: gets (name, line) for each line, and after the last (name, {"status": .., "error": .., "stopped": ..}).
+        queue: gets its lines.
     """
 
-    def __init__(
-        self,
-        name: str,
-        config: TrainConfig,
-        *,
-        threads: ThreadPoolExecutor,
-        queue: SimpleQueue[tuple[str, dict[str, Any]]],
-    ) -> None:
+    def __init__(self, name: str, config: TrainConfig, *, threads: ThreadPoolExecutor, queue: Lines) -> None:
         self._request = signals.StopRequest()
         self._abandoned = False
         self._running = threads.submit(self._run, name, config, queue)
@@ -74,7 +66,7 @@ class StreamWorker:
         if not self._abandoned:
             wait([self._running])
 
-    def _run(self, name: str, config: TrainConfig, queue: SimpleQueue[tuple[str, dict[str, Any]]]) -> None:
+    def _run(self, name: str, config: TrainConfig, queue: Lines) -> None:
         signals.hear_of(self._request)
         end: dict[str, Any] = {"status": 2, "stopped": False}
         try:

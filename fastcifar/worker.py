@@ -15,7 +15,7 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, TypeAlias
 
 from fastcifar import runtime, signals
 from fastcifar.config import TrainConfig
@@ -25,7 +25,10 @@ from fastcifar.formats import epoch_line
 from fastcifar.metrics import EpochStats
 from fastcifar.reporter import NullReporter, RunSummary
 
-__all__ = ["LineReporter", "Worker", "run_and_tell", "serve"]
+__all__ = ["LineReporter", "Lines", "Worker", "run_and_tell", "serve"]
+
+Lines: TypeAlias = SimpleQueue[tuple[str, dict[str, Any]]]
+"""(name of a run, line) for each that it says: {"say": ..}; the last is {"status": .., "error": .., "stopped": ..}."""
 
 _CODE = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from fastcifar.worker import serve; serve()"
 
@@ -61,12 +64,10 @@ class Worker:
         name: goes into the queue with each line.
         config: of the run.
         threads: that it may compute with.
-        queue: gets (name, line) for each line, and after the last (name, {"status": .., "error": .., "stopped": ..}).
+        queue: gets its lines.
     """
 
-    def __init__(
-        self, name: str, config: TrainConfig, *, threads: int, queue: SimpleQueue[tuple[str, dict[str, Any]]]
-    ) -> None:
+    def __init__(self, name: str, config: TrainConfig, *, threads: int, queue: Lines) -> None:
         self._process = subprocess.Popen(
             [sys.executable, "-c", _CODE, json.dumps(sys.path)],
             stdin=subprocess.PIPE,
@@ -98,7 +99,7 @@ class Worker:
     def _input(self) -> Any:
         return self._process.stdin
 
-    def _listen(self, name: str, queue: SimpleQueue[tuple[str, dict[str, Any]]]) -> None:
+    def _listen(self, name: str, queue: Lines) -> None:
         output: Any = self._process.stdout
         end = None
         with output:

@@ -69,23 +69,21 @@ def beside_airbench(dataset: str) -> dict[str, Any]:
 
 def side_by_side(arch: str, dataset: str, *, epochs: int = 4) -> dict[str, Any]:
     """Seconds that the same runs take one after another, on streams of one process, and in processes, in turn."""
-    ways = {
-        "one after another": {"parallel": 1},
-        "4 streams": {"parallel": 4},
-        "8 streams": {"parallel": 8},
-        "4 processes": {"parallel": 4, "streams": False},
+    ways = {  # runs at a time, and whether on streams
+        "one after another": (1, True),
+        "4 streams": (4, True),
+        "8 streams": (8, True),
+        "4 processes": (4, False),
     }
     found: dict[str, Any] = {}
-    for way, options in {"first": {"parallel": 1}, **ways}.items():  # in the first, cuDNN chooses its algorithms
-        streams = options.pop("streams", True)
-        with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
-            if not streams:
-                stack.enter_context(mock.patch.object(many, "suits", return_value=False))
+    for way, (parallel, streams) in {"first": (1, True), **ways}.items():  # in the first, cuDNN chooses its algorithms
+        suited = mock.patch.object(many, "suits", return_value=streams)
+        with tempfile.TemporaryDirectory() as folder, suited:
             config = TrainConfig(
                 arch=arch, dataset=dataset, epochs=epochs, amp=True, device="cuda", out=Path(folder) / "runs"
             )
             started = time.perf_counter()
-            result = fit_seeds(config, range(1 if way == "first" else _SEEDS), **options)
+            result = fit_seeds(config, range(1 if way == "first" else _SEEDS), parallel=parallel)
             seconds = time.perf_counter() - started
         if result.exit_status or result.test_accuracy is None or result.train_seconds is None:
             raise AssertionError(f"{way}: {[outcome.error for outcome in result.runs.values()]}")
