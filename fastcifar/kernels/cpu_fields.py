@@ -9,6 +9,7 @@ __all__ = [
     "BOX_WORDS",
     "CAME",
     "CHUNK",
+    "END",
     "FIELDS",
     "FUNCTIONS",
     "INSIDE",
@@ -44,6 +45,9 @@ made, threads that came, helpers that are at it; and from SCRATCH on their scrat
 POSTED, JOB, TAKING, AWAKE, BOX_WORDS = 0, 1, 2, 3, 16
 """Words of a box, through which helpers get jobs: jobs there have been, the address of the one to do (0: none),
 helpers that are just looking at it, and helpers that serve. Zeros at first."""
+
+END: Final = -1
+"""In the place of a job's address: whoever serves is to return."""
 
 CHUNK: Final = 8
 """Images a thread takes at a time: 9 us of work, so two threads end within 9 us of each other."""

@@ -8,7 +8,7 @@ Example:
 # numba infers the types of what stands here, and not Python's.
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, assignment"
 
-from fastcifar.kernels.cpu_fields import AWAKE, INSIDE, JOB, MADE, POSTED, TAKING
+from fastcifar.kernels.cpu_fields import AWAKE, END, INSIDE, JOB, MADE, POSTED, TAKING
 from fastcifar.kernels.cpu_loops import make
 from fastcifar.kernels.cpu_words import fetch_add, get64
 
@@ -18,8 +18,8 @@ __all__ = ["leave", "post", "work"]
 def work(box, job, spins):
     """Make a job's batch, together with the other threads that work on it; or with a box, serve.
 
-    Who serves does the jobs that are put into the box, until none came for a while. One function for both: what makes
-    images goes into its caller, and would else be compiled twice.
+    Who serves does the jobs that are put into the box, until none came for a while or END did. One function for both:
+    what makes images goes into its caller, and would else be compiled twice.
 
     Args:
         box: address of a box, for who serves; else 0.
@@ -45,9 +45,12 @@ def work(box, job, spins):
             seen = now
             fetch_add(box + 8 * TAKING, 1)  # before the look: who takes the job back after it knows
             job = fetch_add(box + 8 * JOB, 0)
-            if job:
+            if job and job != END:
                 fetch_add(job + 8 * INSIDE, 1)
             fetch_add(box + 8 * TAKING, -1)
+            if job == END:
+                fetch_add(box + 8 * AWAKE, -1)
+                return 0
         if job:
             make(job)
         if box:

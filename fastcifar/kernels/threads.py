@@ -22,7 +22,7 @@ import threading
 import weakref
 from typing import Any, NamedTuple
 
-from fastcifar.kernels.cpu_fields import BOX_WORDS, INSIDE
+from fastcifar.kernels.cpu_fields import BOX_WORDS, END, INSIDE
 from fastcifar.kernels.machine import Functions
 
 __all__ = ["Job", "Team", "shared_team"]
@@ -114,7 +114,7 @@ def shared_team(functions: Functions) -> Team:
 
 
 _WATCH = 20_000  # looks (45 us) for the next job before a helper goes to sleep
-_PATIENCE = 1.0  # seconds to wait for a helper's end: it is done with its batch in far less
+_PATIENCE = 10.0  # seconds to wait for a helper's end: it is done with its batch in far less
 _team: "weakref.ref[Team] | None" = None
 _lock = threading.Lock()
 
@@ -135,6 +135,7 @@ def _ring(bell: threading.Lock) -> None:
 def _stop(slot: _Slot, bells: list[threading.Lock], threads: list[threading.Thread]) -> None:
     """End the helpers. At the process's end this comes before Python's: one that came back later would abort it."""
     slot.stopped = True
+    slot.post(slot.address, END)
     for bell in bells:
         _ring(bell)
     for thread in threads:
