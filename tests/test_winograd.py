@@ -25,6 +25,10 @@ def _layer(channels: int, count: int, **options: bool) -> nn.Conv2d:
     return nn.Conv2d(channels, count, 3, padding=1, **options).to(memory_format=LAST)  # type: ignore[arg-type,call-overload,no-any-return]
 
 
+def _tiling(tile: int, height: int, width: int) -> winograd._Tiling:
+    return winograd._Tiling(tile, -(-height // tile), -(-width // tile))
+
+
 def _close(found: Tensor | None, expected: Tensor | None, tolerance: float = 1e-4) -> None:
     assert found is not None
     assert expected is not None
@@ -41,12 +45,13 @@ def _close(found: Tensor | None, expected: Tensor | None, tolerance: float = 1e-
     width=st.integers(1, 17),
     bias=st.booleans(),
     chunk=st.sampled_from((1, 1 << 20, 64 << 20)),
+    tile=st.sampled_from((None, 3, 4, 5)),
     seed=st.integers(0, 2**31),
 )
 def test_it_is_the_layers_convolution(
-    batch: int, channels: int, count: int, height: int, width: int, bias: bool, chunk: int, seed: int
+    batch: int, channels: int, count: int, height: int, width: int, bias: bool, chunk: int, tile: int | None, seed: int
 ) -> None:
-    """Beside float64: all shapes, an image at a time and all at once, tiles that hang over the image's edges."""
+    """Beside float64: all shapes, an image at a time and all at once, tiles of each size that hang over the edges."""
     layer = _layer(channels, count, bias=bias)
     exact = copy.deepcopy(layer).double()
     images = _images((batch, channels, height, width), seed).requires_grad_()
@@ -55,6 +60,8 @@ def test_it_is_the_layers_convolution(
     gradient = torch.randn(expected.shape, generator=torch.Generator().manual_seed(seed + 1))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(winograd, "_CHUNK", chunk)
+        if tile is not None:
+            patch.setattr(winograd, "_tiling", lambda height, width: _tiling(tile, height, width))
         found = winograd.conv2d(images, layer)
         found.backward(gradient)  # type: ignore[no-untyped-call]
     expected.backward(gradient.double())
@@ -80,8 +87,17 @@ def test_no_gradient_is_made_that_nobody_wants() -> None:
         assert not winograd.conv2d(images, layer).requires_grad
 
 
-def test_threads_change_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
-    layer, images, gradient = _layer(48, 40), _images((7, 48, 15, 13)), _images((7, 40, 15, 13), 1)
+@pytest.mark.parametrize(("side", "tile"), [(3, 3), (5, 5), (6, 3), (7, 4), (10, 5), (16, 4), (20, 5), (32, 4)])
+def test_tiles_are_those_of_fewest_products(side: int, tile: int) -> None:
+    found = winograd._tiling(side, side)
+    assert found == _tiling(tile, side, side)
+    others = [_tiling(other, side, side) for other in (3, 4, 5)]
+    assert min(other.points**2 * other.tiles for other in others) == found.points**2 * found.tiles
+
+
+@pytest.mark.parametrize(("height", "width"), [(16, 12), (15, 13), (6, 3)])  # in tiles of 4, 5 and 3
+def test_threads_change_no_bit(height: int, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, images, gradient = _layer(48, 40), _images((7, 48, height, width)), _images((7, 40, height, width), 1)
 
     def run(threads: int) -> list[Tensor]:
         before = torch.get_num_threads()

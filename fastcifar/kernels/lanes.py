@@ -25,7 +25,11 @@ __all__ = [
     "add",
     "equal",
     "fma",
+    "load3",
+    "load4",
+    "load5",
     "load6",
+    "load7",
     "load_bfloat16",
     "load_codes",
     "load_float32",
@@ -33,9 +37,14 @@ __all__ = [
     "pick",
     "pick_code",
     "relu",
+    "room",
     "splat",
     "splat_code",
+    "store3",
+    "store4",
+    "store5",
     "store6",
+    "store7",
     "store_bfloat16",
     "store_codes",
     "store_float32",
@@ -77,6 +86,7 @@ def _word(result: Any, takes: tuple[Any, ...], generate: Callable[..., Any]) -> 
 
 # numba reads the number of arguments from the function's signature
 _OF_COUNT: dict[int, Callable[[Any], Any]] = {
+    0: lambda typed: lambda typingctx: typed(typingctx),
     1: lambda typed: lambda typingctx, a: typed(typingctx, a),
     2: lambda typed: lambda typingctx, a, b: typed(typingctx, a, b),
     3: lambda typed: lambda typingctx, a, b, c: typed(typingctx, a, b, c),
@@ -121,6 +131,11 @@ def _splat(kind: Any) -> Callable[..., Any]:
     return generate
 
 
+def _room(builder: Any) -> Any:
+    """The address of room for 64 times sixteen float32 on the thread's stack."""
+    return builder.ptrtoint(cgutils.alloca_once(builder, _floats.vector, 64), ir.IntType(64))
+
+
 def _relu(builder: Any, value: Any) -> Any:
     """Zero where it is below; a NaN stays one."""
     zero = constant(_FLOAT, 0.0, LANES)
@@ -138,6 +153,7 @@ load_codes = _word(_codes, (_address,), _load(_BYTE))
 store_float32 = _word(types.void, (_address, _floats), _store)
 store_bfloat16 = _word(types.void, (_address, _floats), _narrow)
 store_codes = _word(types.void, (_address, _codes), _store)
+room = _word(_address, (), _room)
 splat = _word(_floats, (types.float32,), _splat(_floats))
 splat_code = _word(_codes, (types.uint8,), _splat(_codes))
 add = _word(_floats, (_floats, _floats), lambda builder, a, b: builder.fadd(a, b))
@@ -151,24 +167,66 @@ pick_code = _word(_codes, (_mask, _codes, _codes), lambda builder, mask, a, b: b
 
 
 @word
+def load3(at, step):
+    """Three times sixteen float32, `step` bytes apart."""
+    return load_float32(at), load_float32(at + step), load_float32(at + 2 * step)
+
+
+@word
+def load4(at, step):
+    """Four of them."""
+    return (*load3(at, step), load_float32(at + 3 * step))
+
+
+@word
+def load5(at, step):
+    """Five of them."""
+    return (*load4(at, step), load_float32(at + 4 * step))
+
+
+@word
 def load6(at, step):
-    """Six times sixteen float32, `step` bytes apart."""
-    return (
-        load_float32(at),
-        load_float32(at + step),
-        load_float32(at + 2 * step),
-        load_float32(at + 3 * step),
-        load_float32(at + 4 * step),
-        load_float32(at + 5 * step),
-    )
+    """Six of them."""
+    return (*load5(at, step), load_float32(at + 5 * step))
+
+
+@word
+def load7(at, step):
+    """Seven of them."""
+    return (*load6(at, step), load_float32(at + 6 * step))
+
+
+@word
+def store3(at, step, values):
+    """Write what `load3` reads: the first three of the values."""
+    store_float32(at, values[0])
+    store_float32(at + step, values[1])
+    store_float32(at + 2 * step, values[2])
+
+
+@word
+def store4(at, step, values):
+    """Write the first four."""
+    store3(at, step, values)
+    store_float32(at + 3 * step, values[3])
+
+
+@word
+def store5(at, step, values):
+    """Write the first five."""
+    store4(at, step, values)
+    store_float32(at + 4 * step, values[4])
 
 
 @word
 def store6(at, step, values):
-    """Write what `load6` reads."""
-    store_float32(at, values[0])
-    store_float32(at + step, values[1])
-    store_float32(at + 2 * step, values[2])
-    store_float32(at + 3 * step, values[3])
-    store_float32(at + 4 * step, values[4])
+    """Write the first six."""
+    store5(at, step, values)
     store_float32(at + 5 * step, values[5])
+
+
+@word
+def store7(at, step, values):
+    """Write the first seven."""
+    store6(at, step, values)
+    store_float32(at + 6 * step, values[6])

@@ -7,6 +7,9 @@ tile and filter are taken as polynomials, and multiplied at six points a side (L
 all tiles have at one pair of points is a matrix, a plane, and its product with that of the filters is one matrix
 product. The gradients go the same way back, transposed. Nothing depends on the number of threads.
 
+Tiles of 3x3 and 5x5 outputs are for images that those of 4x4 would hang over: at 5x5 pixels one takes 49 products for
+the 144 of four.
+
 Images are taken a few at a time, so that what is made of them stays in the cache.
 """
 
@@ -15,7 +18,7 @@ import functools
 import math
 from collections.abc import Sequence
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -26,11 +29,10 @@ from fastcifar.kernels.norm_fields import LANES, WORDS
 from fastcifar.kernels.openmp import launch, takes
 from fastcifar.kernels.product_fields import SPAN, TALL
 from fastcifar.kernels.strips import is_3x3
+from fastcifar.kernels.winograd_fields import TILES
 
 __all__ = ["conv2d", "fits", "prepare"]
 
-_POINTS = 36
-_TILE = 4
 _CHUNK = 32 << 20
 """Bytes of the planes, before and after the products, that are made at a time."""
 
@@ -51,13 +53,14 @@ def fits(images: Tensor, layer: nn.Conv2d) -> bool:
     In evaluation it is for those who want no gradient: there the operation has none of second order, as the layer has.
     """
     batch, _, height, width = images.shape
+    tiling = _tiling(height, width)
     return (
         takes(images)
         and images.dtype == layer.weight.dtype == torch.float32
         and not torch.is_autocast_enabled("cpu")
         and is_3x3(layer)
         and min(layer.in_channels, layer.out_channels) >= LANES
-        and 9 * batch * height * width >= _LEAST * _POINTS * (batch * _tiles(height, width) + _FILTERS)
+        and 9 * batch * height * width >= _LEAST * tiling.points**2 * (batch * tiling.tiles + _FILTERS)
         and (layer.training or not torch.is_grad_enabled())
     )
 
@@ -88,10 +91,11 @@ class _Convolution(torch.autograd.Function):
         batch, _, height, width = images.shape
         count = weight.shape[0]
         out = torch.empty((batch, count, height, width), memory_format=torch.channels_last)
-        filters = _at_points(weight)
+        tiling = _tiling(height, width)
+        filters = _at_points(weight, tiling.side)
         offsets = torch.zeros(count) if bias is None else bias.detach()
         for part in _parts(images, count):
-            products = _multiply(_tiles_of("gather", images[part]), filters, count)
+            products = _multiply(_planes_of("gather", images[part]), filters, count)
             _run("scatter", out[part], products, offsets)
         return out
 
@@ -101,52 +105,95 @@ class _Convolution(torch.autograd.Function):
         images, weight = ctx.saved_tensors
         gradient = gradient.contiguous(memory_format=torch.channels_last)
         count, channels = weight.shape[:2]
+        tiling = _tiling(*images.shape[2:])
         for_images, for_weight, for_bias = ctx.needs_input_grad
         found = torch.empty_like(images) if for_images else None
-        filters = _at_points(weight.transpose(0, 1)) if for_images else None
-        sums = torch.zeros((_POINTS, _up(count, TALL), _up(channels, LANES))) if for_weight else None
+        filters = _at_points(weight.transpose(0, 1), tiling.side) if for_images else None
+        sums = torch.zeros((tiling.points**2, _up(count, TALL), _up(channels, LANES))) if for_weight else None
         biases = torch.zeros(count) if for_bias else None
         for part in _parts(images, count):
-            slopes = _tiles_of("gather_back", gradient[part])
+            slopes = _planes_of("gather_back", gradient[part])
             if sums is not None:
-                _add_products(slopes, _tiles_of("gather", images[part]), sums, count)
+                _add_products(slopes, _planes_of("gather", images[part]), sums, count)
             if biases is not None:
-                biases += slopes[_ONES, :, :count].sum(0)
+                biases += slopes[tiling.points + 1, :, :count].sum(
+                    0
+                )  # at 1 and 1 a polynomial is the sum of its numbers
             if found is not None and filters is not None:
                 _run("scatter_back", found[part], _multiply(slopes, filters, channels))
-        return found, None if sums is None else _from_points(sums, weight), biases
+        return found, None if sums is None else _from_points(sums, weight, tiling.side), biases
 
 
-_ONES = 7
-"""The plane of the points 1 and 1: a polynomial's value there is the sum of its coefficients."""
+class _Tiling(NamedTuple):
+    """How an image is cut: tiles of `side` x `side` outputs, `rows` x `columns` of them."""
+
+    side: int
+    rows: int
+    columns: int
+
+    @property
+    def points(self) -> int:
+        """Along a side."""
+        return self.side + 2
+
+    @property
+    def tiles(self) -> int:
+        return self.rows * self.columns
 
 
 @functools.cache
-def _evaluation() -> tuple[Tensor, Tensor]:
-    """float32 [36, 12], and [9, 36]: what a filter's nine numbers are multiplied by for its values at the points.
+def _tiling(height: int, width: int) -> _Tiling:
+    """That of fewest products."""
+    found = [_Tiling(side, -(-height // side), -(-width // side)) for side in TILES]
+    return min(found, key=lambda tiling: tiling.points**2 * tiling.tiles)
 
-    The first has three columns of zeros more, which make its rows multiples of `TALL`.
+
+# A row for each point p, in the order of `winograd_loops`: what a filter's three numbers are multiplied by. It is 1, p
+# and p ** 2, over the product of p's distances from the other points; at infinity the value is the last number alone.
+_FILTERS_AT = {
+    3: ((1 / 2, 0, 0), (-1 / 2,) * 3, (-1 / 6, 1 / 6, -1 / 6), (0, 0, 1), (1 / 6, 2 / 6, 4 / 6)),
+    4: (
+        *((1 / 4, 0, 0), (-1 / 6,) * 3, (-1 / 6, 1 / 6, -1 / 6)),
+        *((1 / 24, 2 / 24, 4 / 24), (1 / 24, -2 / 24, 4 / 24), (0, 0, 1)),
+    ),
+    5: (
+        *((-1 / 2, 0, 0), (-1 / 3,) * 3, (1 / 9, -1 / 9, 1 / 9)),
+        *((1 / 36, 2 / 36, 4 / 36), (-1 / 60, 2 / 60, -4 / 60), (0, 0, 1)),
+        (2 / 45, 1 / 45, 1 / 90),
+    ),
+}
+
+
+@functools.cache
+def _evaluation(side: int) -> tuple[Tensor, Tensor]:
+    """float32 [points ** 2, 9], and transposed: what a filter's nine numbers are multiplied by for its values there.
+
+    Both have columns of zeros more, up to a multiple of `TALL`.
     """
-    side = torch.tensor([[6, 0, 0], [-4, -4, -4], [-4, 4, -4], [1, 2, 4], [1, -2, 4], [0, 0, 24]]).double() / 24
-    both = torch.kron(side, side).float()
-    return F.pad(both, (0, _up(9, TALL) - 9)), both.t().contiguous()
+    along = torch.tensor(_FILTERS_AT[side], dtype=torch.float64)
+    both = torch.kron(along, along).float()
+    return _whole_blocks(both), _whole_blocks(both.t())
 
 
-def _at_points(weight: Tensor) -> Tensor:
-    """float32 [36, columns / 16, depth, 16], as `multiply` takes them, of filters [columns, depth, 3, 3].
+def _whole_blocks(matrix: Tensor) -> Tensor:
+    return F.pad(matrix, (0, _up(matrix.shape[1], TALL) - matrix.shape[1])).contiguous()
+
+
+def _at_points(weight: Tensor, side: int) -> Tensor:
+    """float32 [points ** 2, columns / 16, depth, 16], as `multiply` takes them, of filters [columns, depth, 3, 3].
 
     The last columns are zeros, up to a multiple of 16.
     """
     columns, depth = weight.shape[:2]
     nine = F.pad(weight.permute(2, 3, 1, 0).reshape(9, depth, columns), (0, _up(columns, LANES) - columns))
     nine = nine.view(9, depth, -1, LANES).transpose(1, 2).reshape(9, -1)
-    return _combined(_evaluation()[1], nine).view(_POINTS, -1, depth, LANES)
+    return _combined(_evaluation(side)[1], nine).view(-1, _up(columns, LANES) // LANES, depth, LANES)
 
 
-def _from_points(sums: Tensor, weight: Tensor) -> Tensor:
-    """The gradient of filters [K, C, 3, 3], channels-last, of that of their values [36, K, C] at the points."""
+def _from_points(sums: Tensor, weight: Tensor, side: int) -> Tensor:
+    """The gradient of filters [K, C, 3, 3], channels-last, of that of their values [points ** 2, K, C]."""
     count, channels = weight.shape[:2]
-    nine = _combined(_evaluation()[0], sums.flatten(1))[:9].view(3, 3, *sums.shape[1:])
+    nine = _combined(_evaluation(side)[0], sums.flatten(1))[:9].view(3, 3, *sums.shape[1:])
     return nine[:, :, :count, :channels].permute(2, 0, 1, 3).contiguous().permute(0, 3, 1, 2)
 
 
@@ -154,32 +201,30 @@ def _up(number: int, unit: int) -> int:
     return -(-number // unit) * unit
 
 
-def _tiles(height: int, width: int) -> int:
-    return -(-height // _TILE) * -(-width // _TILE)
-
-
 def _parts(images: Tensor, count: int) -> list[slice]:
     """The images that are taken together, as slices of the batch."""
     batch, channels, height, width = images.shape
-    size = 4 * _POINTS * _tiles(height, width) * (channels + count)
+    tiling = _tiling(height, width)
+    size = 4 * tiling.points**2 * tiling.tiles * (channels + count)
     step = max(1, min(batch, _CHUNK // size))
     return [slice(first, first + step) for first in range(0, batch, step)]
 
 
-def _planes(rows: int, channels: int) -> Tensor:
-    """Room for planes, float32 [36, rows, columns]: what `multiply` may write beside the rows is there, too.
+def _planes(count: int, rows: int, channels: int) -> Tensor:
+    """Room for planes, float32 [count, rows, columns]: what `multiply` may write beside the rows is there, too.
 
     Rows that are a power of two apart would meet in few sets of the cache.
     """
     lanes = -(-channels // LANES)
     columns = LANES * (lanes if lanes <= 4 else lanes | 1)
-    return torch.empty((_POINTS, _up(rows, TALL) + 1, columns))[:, :rows]
+    return torch.empty((count, _up(rows, TALL) + 1, columns))[:, :rows]
 
 
-def _tiles_of(name: str, images: Tensor) -> Tensor:
+def _planes_of(name: str, images: Tensor) -> Tensor:
     """The planes that a loop makes of images [B, C, H, W]: a row of C channels for each tile."""
     batch, channels, height, width = images.shape
-    planes = _planes(batch * _tiles(height, width), channels)
+    tiling = _tiling(height, width)
+    planes = _planes(tiling.points**2, batch * tiling.tiles, channels)
     _run(name, images, planes)
     return planes
 
@@ -190,26 +235,26 @@ def _run(name: str, images: Tensor, planes: Tensor, bias: Tensor | None = None) 
     job = _job(winograd_fields, images=images, planes=planes, bias=bias, zeros=_zeros())
     _number(job, winograd_fields, count=batch, height=height, width=width, channels=channels)
     _number(job, winograd_fields, pitch=4 * planes.stride(1), step=4 * planes.stride(0))
-    launch(machine.load(machine.WINOGRAD)[name], job, batch)
+    launch(machine.load(machine.WINOGRAD)[f"{name}{_tiling(height, width).side}"], job, batch)
 
 
 def _multiply(planes: Tensor, filters: Tensor, columns: int) -> Tensor:
-    """Planes [36, rows, columns]: each plane's product with the filters at its points."""
-    rows, depth = planes.shape[1], filters.shape[2]
-    out = _planes(rows, columns)
+    """Planes [count, rows, columns]: each plane's product with the filters at its points."""
+    count, rows, depth = planes.shape[0], planes.shape[1], filters.shape[2]
+    out = _planes(count, rows, columns)
     job = _job(product_fields, left=planes, right=filters, out=out)
     _number(job, product_fields, rows=rows, columns=_up(columns, LANES), depth=depth)
     _step(job, left=planes.stride(), right=filters.stride(), out=out.stride())
-    _products("multiply", job, _POINTS, rows)
+    _products("multiply", job, count, rows)
     return out
 
 
 def _add_products(slopes: Tensor, tiles: Tensor, sums: Tensor, count: int) -> None:
-    """Add to sums [36, K, C] the products of slopes [36, rows, K], transposed, and tiles [36, rows, C]."""
+    """Add to sums [N, K, C] the products of slopes [N, rows, K], transposed, and tiles [N, rows, C]."""
     job = _job(product_fields, left=slopes, right=tiles, out=sums)
     _number(job, product_fields, rows=count, columns=sums.shape[2], depth=slopes.shape[1])
     _step(job, left=slopes.stride(), right=tiles.stride(), out=sums.stride())
-    _products("add_products", job, _POINTS, count)
+    _products("add_products", job, len(slopes), count)
 
 
 def _combined(factors: Tensor, values: Tensor) -> Tensor:
