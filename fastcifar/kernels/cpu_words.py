@@ -47,8 +47,9 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 def word(function: _Function) -> _Function:
-    """Compile a function that others are made of: always in line, and without a path that raises."""
-    return njit(nogil=True, forceinline=True, error_model="numpy")(function)  # type: ignore[no-any-return]
+    """Compile a function that others are made of: always in line, without a path that raises, and not for Python."""
+    made = njit(nogil=True, forceinline=True, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
+    return made(function)  # type: ignore[no-any-return]
 
 
 def _mover(order: tuple[int, ...]) -> Any:
