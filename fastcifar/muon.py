@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastcifar.kernels import products as loops
+
 __all__ = ["Muon", "orthogonalize"]
 
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # Jordan et al. 2024: tuned for the slope at 0, not for convergence to 1
@@ -109,7 +111,7 @@ def orthogonalize(matrices: Tensor, products: torch.dtype = torch.float32) -> Te
     The iteration is X <- (a + b A + c A A) X with A = X X^T, three times (Jordan et al. 2024). Each factor is a
     polynomial in the first A, so all three are multiplied together as small rows x rows matrices and X is touched
     twice, not six times: 2.4 times fewer operations for 512 filters of 4,608 values, the same result but for
-    rounding.
+    rounding. All these matrices but X are symmetric: in float32 on a CPU, half of each is computed.
 
     Args:
         matrices: float32[N, R, C] with R <= C.
@@ -121,18 +123,23 @@ def orthogonalize(matrices: Tensor, products: torch.dtype = torch.float32) -> Te
         float32[N, R, C].
     """
     x = (matrices / matrices.norm(dim=(1, 2), keepdim=True).clamp_min(_TINY)).to(products)
-    gram = torch.bmm(x, x.mT)
-    product = factor = _factor(gram)
+    halved = loops.takes_symmetric(x)
+    multiply = loops.symmetric if halved else torch.bmm  # all these commute, so that their products are symmetric
+    gram = loops.gram(x) if halved else torch.bmm(x, x.mT)
+    product = factor = _factor(gram, multiply)
     for _ in range(_STEPS - 1):
-        gram = torch.bmm(factor, torch.bmm(factor, gram))  # of the new X: the two commute
-        factor = _factor(gram)
-        product = torch.bmm(factor, product)
+        gram = multiply(factor, multiply(factor, gram))  # of the new X: the two commute
+        factor = _factor(gram, multiply)
+        product = multiply(factor, product)
     return torch.bmm(product, x).to(matrices.dtype)
 
 
-def _factor(gram: Tensor) -> Tensor:
+def _factor(gram: Tensor, multiply: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
     """The polynomial a I + b A + c A A of each of a batch of square matrices."""
     a, b, c = _COEFFICIENTS
-    factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+    if multiply is torch.bmm:
+        factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+    else:
+        factor = multiply(gram, gram).mul_(c).add_(gram, alpha=b)
     factor.diagonal(dim1=1, dim2=2).add_(a)
     return factor

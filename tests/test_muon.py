@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from fastcifar.kernels import products
 from fastcifar.muon import Muon, orthogonalize
 
 
@@ -20,7 +21,7 @@ def slowly(matrix: Tensor) -> Tensor:
     return x.float()
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (4, 4), (3, 50), (27, 64)])
+@pytest.mark.parametrize("shape", [(1, 1), (4, 4), (3, 50), (27, 64), (256, 300)])
 @pytest.mark.parametrize("rank", [1, None])
 def test_the_gram_form_is_the_published_iteration(shape: tuple[int, int], rank: int | None) -> None:
     torch.manual_seed(0)
@@ -54,8 +55,21 @@ def test_products_in_bfloat16_are_near(rows: int, columns: int, rank: int) -> No
     assert torch.linalg.matrix_norm(found, 2) < 1.25
 
 
-def test_zeros_stay_zeros() -> None:
-    assert torch.equal(orthogonalize(torch.zeros(2, 3, 4)), torch.zeros(2, 3, 4))
+@pytest.mark.parametrize("shape", [(2, 3, 4), (1, 256, 300)])
+def test_zeros_stay_zeros(shape: tuple[int, int, int]) -> None:
+    assert torch.equal(orthogonalize(torch.zeros(shape)), torch.zeros(shape))
+
+
+def test_large_matrices_take_half_of_symmetric_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    matrices, seen = torch.randn(2, 256, 300), []
+    multiply = products.symmetric
+    monkeypatch.setattr(products, "symmetric", lambda left, right: seen.append(left.shape) or multiply(left, right))
+    found = orthogonalize(matrices)
+    assert len(seen) == 10  # the Gram matrices, and nine small ones
+    monkeypatch.setattr(products, "takes_symmetric", lambda matrices: False)
+    torch.testing.assert_close(found, orthogonalize(matrices), rtol=1e-4, atol=1e-5)
+    assert len(seen) == 10
 
 
 SHAPES = [(8, 4, 3, 3), (8, 4, 3, 3), (64, 3, 3, 3), (36, 8), (5, 7)]  # tall ones too, and three of one shape when wide

@@ -27,7 +27,7 @@ ARROWS: dict[str, set[str]] = {
     "pipeline": {"data", "kernels", "mixing", "policies", "placement", "runtime", "staging", "streaming"},
     "changes": set(),
     "recipes": {"changes"},
-    "muon": set(),
+    "muon": {"kernels"},
     "optim": {"muon"},
     "averaging": set(),
     "whitening": {"loader"},

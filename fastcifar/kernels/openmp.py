@@ -1,6 +1,7 @@
 """Runs a compiled loop on the threads of the OpenMP that PyTorch runs on.
 
     if takes(images): ...                                     # a loop may read their memory
+    job = new_job(norm_fields, input=images)
     launch(functions["moments_float32"], job, parts)
 
 These threads are awake after PyTorch's operations, and threads of our own would contend with them.
@@ -10,12 +11,15 @@ import ctypes
 import functools
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["launch", "takes"]
+from fastcifar.kernels.norm_fields import WORDS
+
+__all__ = ["launch", "new_job", "set_numbers", "takes"]
 
 
 def takes(images: Tensor) -> bool:
@@ -30,6 +34,19 @@ def takes(images: Tensor) -> bool:
         and not torch._C._are_functorch_transforms_active()  # it has no public name
         and images.is_contiguous(memory_format=torch.channels_last)
     )
+
+
+def new_job(fields: ModuleType, **tensors: Tensor | None) -> Any:
+    """A job's words with the addresses of tensors, which must outlive it; `fields` says which word is which."""
+    job = (ctypes.c_int64 * WORDS)()
+    set_numbers(job, fields, **{name: 0 if tensor is None else tensor.data_ptr() for name, tensor in tensors.items()})
+    return job
+
+
+def set_numbers(job: Any, fields: ModuleType, **numbers: int) -> None:
+    """Set words of a job."""
+    for name, number in numbers.items():
+        job[getattr(fields, name.upper())] = number
 
 
 def launch(function: Callable[..., int], job: "ctypes.Array[ctypes.c_int64]", parts: int) -> None:

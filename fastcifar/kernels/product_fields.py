@@ -1,4 +1,4 @@
-"""What the compiled products of `winograd` and those who call them agree on; importing it loads no numba."""
+"""What the compiled loops of `products` and those who call them agree on; importing it loads no numba."""
 
 from typing import Final
 
@@ -17,5 +17,5 @@ TALL: Final = 6
 SPAN: Final = 96
 """Rows that a thread takes at a time, a multiple of `TALL`."""
 
-FUNCTIONS: Final = {"multiply": 1, "add_products": 1}
+FUNCTIONS: Final = {"multiply": 1, "add_products": 1, "add_upper": 1}
 """The functions of `product_loops`, and how many int64 each takes; each gives one back."""

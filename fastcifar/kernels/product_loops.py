@@ -1,7 +1,8 @@
-"""The compiled matrix products of `winograd`, many of one shape at once: a block of 6 x 16 sums stays in registers.
+"""The compiled loops of `products`: a block of 6 x 16 sums stays in registers.
 
     multiply(job)       # rows times filters: makes what is left of the job's parts; any number of threads may call it
     add_products(job)   # rows times rows, summed over the rows and added to what is there
+    add_upper(job)      # the same, but for the blocks that are wholly below the diagonal
 
 A job is int64 words, see `product_fields`. Every sum is taken in one order, whatever the number of threads. Blocks
 hang over: there is room for rows up to a multiple of 6, and what is in it, and comes to it, is for nobody.
@@ -70,20 +71,23 @@ def _multiply(job, left, right, out, first, end):
         right += depth * 4 * LANES
 
 
-@word
-def _add_products(job, left, right, out, first, end):
-    """Add those rows of LEFT [DEPTH, ROWS], transposed, times RIGHT [DEPTH, COLUMNS] to OUT."""
-    depth, pitch, out_pitch = get64(job, DEPTH), get64(job, LEFT_PITCH), get64(job, OUT_PITCH)
-    below = get64(job, RIGHT_PITCH)
-    for start in range(0, depth, SPAN):  # so many rows stay in the cache
-        count = min(SPAN, depth - start)
-        for column in range(0, get64(job, COLUMNS), LANES):
-            for row in range(first, end, TALL):
-                at = out + row * out_pitch + 4 * column
-                here = left + start * pitch + 4 * row
-                sums = load6(at, out_pitch)
-                found = _block(here, 4, pitch, right + start * below + 4 * column, below, count, sums)
-                store6(at, out_pitch, found)
+def _adding(upper):
+    """Add rows `first` to `end` of LEFT [DEPTH, ROWS], transposed, times RIGHT [DEPTH, COLUMNS] to OUT."""
+
+    def body(job, left, right, out, first, end):
+        depth, pitch, out_pitch = get64(job, DEPTH), get64(job, LEFT_PITCH), get64(job, OUT_PITCH)
+        below = get64(job, RIGHT_PITCH)
+        for start in range(0, depth, SPAN):  # so many rows stay in the cache
+            count = min(SPAN, depth - start)
+            for column in range(0, get64(job, COLUMNS), LANES):
+                for row in range(first, min(end, column + LANES) if upper else end, TALL):
+                    at = out + row * out_pitch + 4 * column
+                    here = left + start * pitch + 4 * row
+                    sums = load6(at, out_pitch)
+                    found = _block(here, 4, pitch, right + start * below + 4 * column, below, count, sums)
+                    store6(at, out_pitch, found)
+
+    return word(body)
 
 
 def _whole(body):
@@ -105,4 +109,4 @@ def _whole(body):
     return function
 
 
-multiply, add_products = _whole(_multiply), _whole(_add_products)
+multiply, add_products, add_upper = _whole(_multiply), _whole(_adding(False)), _whole(_adding(True))

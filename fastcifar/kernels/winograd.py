@@ -13,21 +13,18 @@ the 144 of four.
 Images are taken a few at a time, so that what is made of them stays in the cache.
 """
 
-import ctypes
 import functools
-import math
-from collections.abc import Sequence
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastcifar.kernels import machine, product_fields, winograd_fields
-from fastcifar.kernels.norm_fields import LANES, WORDS
-from fastcifar.kernels.openmp import launch, takes
-from fastcifar.kernels.product_fields import SPAN, TALL
+from fastcifar.kernels import machine, winograd_fields
+from fastcifar.kernels.norm_fields import LANES
+from fastcifar.kernels.openmp import launch, new_job, set_numbers, takes
+from fastcifar.kernels.product_fields import TALL
+from fastcifar.kernels.products import add_products, combined, multiply, planes, up
 from fastcifar.kernels.strips import is_3x3
 from fastcifar.kernels.winograd_fields import TILES
 
@@ -35,9 +32,6 @@ __all__ = ["conv2d", "fits", "prepare"]
 
 _CHUNK = 32 << 20
 """Bytes of the planes, before and after the products, that are made at a time."""
-
-_WIDTH = 256
-"""Columns that are combined at a time, at most."""
 
 _LEAST = 1.5
 """How many times fewer products there must be: the less an image fills its tiles, the more are for nothing."""
@@ -95,7 +89,7 @@ class _Convolution(torch.autograd.Function):
         filters = _at_points(weight, tiling.side)
         offsets = torch.zeros(count) if bias is None else bias.detach()
         for part in _parts(images, count):
-            products = _multiply(_planes_of("gather", images[part]), filters, count)
+            products = multiply(_planes_of("gather", images[part]), filters, count)
             _run("scatter", out[part], products, offsets)
         return out
 
@@ -109,18 +103,18 @@ class _Convolution(torch.autograd.Function):
         for_images, for_weight, for_bias = ctx.needs_input_grad
         found = torch.empty_like(images) if for_images else None
         filters = _at_points(weight.transpose(0, 1), tiling.side) if for_images else None
-        sums = torch.zeros((tiling.points**2, _up(count, TALL), _up(channels, LANES))) if for_weight else None
+        sums = torch.zeros((tiling.points**2, up(count, TALL), up(channels, LANES))) if for_weight else None
         biases = torch.zeros(count) if for_bias else None
         for part in _parts(images, count):
             slopes = _planes_of("gather_back", gradient[part])
             if sums is not None:
-                _add_products(slopes, _planes_of("gather", images[part]), sums, count)
+                add_products(slopes, _planes_of("gather", images[part]), sums, count)
             if biases is not None:
                 biases += slopes[tiling.points + 1, :, :count].sum(
                     0
                 )  # at 1 and 1 a polynomial is the sum of its numbers
             if found is not None and filters is not None:
-                _run("scatter_back", found[part], _multiply(slopes, filters, channels))
+                _run("scatter_back", found[part], multiply(slopes, filters, channels))
         return found, None if sums is None else _from_points(sums, weight, tiling.side), biases
 
 
@@ -176,7 +170,7 @@ def _evaluation(side: int) -> tuple[Tensor, Tensor]:
 
 
 def _whole_blocks(matrix: Tensor) -> Tensor:
-    return F.pad(matrix, (0, _up(matrix.shape[1], TALL) - matrix.shape[1])).contiguous()
+    return F.pad(matrix, (0, up(matrix.shape[1], TALL) - matrix.shape[1])).contiguous()
 
 
 def _at_points(weight: Tensor, side: int) -> Tensor:
@@ -185,20 +179,16 @@ def _at_points(weight: Tensor, side: int) -> Tensor:
     The last columns are zeros, up to a multiple of 16.
     """
     columns, depth = weight.shape[:2]
-    nine = F.pad(weight.permute(2, 3, 1, 0).reshape(9, depth, columns), (0, _up(columns, LANES) - columns))
+    nine = F.pad(weight.permute(2, 3, 1, 0).reshape(9, depth, columns), (0, up(columns, LANES) - columns))
     nine = nine.view(9, depth, -1, LANES).transpose(1, 2).reshape(9, -1)
-    return _combined(_evaluation(side)[1], nine).view(-1, _up(columns, LANES) // LANES, depth, LANES)
+    return combined(_evaluation(side)[1], nine).view(-1, up(columns, LANES) // LANES, depth, LANES)
 
 
 def _from_points(sums: Tensor, weight: Tensor, side: int) -> Tensor:
     """The gradient of filters [K, C, 3, 3], channels-last, of that of their values [points ** 2, K, C]."""
     count, channels = weight.shape[:2]
-    nine = _combined(_evaluation(side)[0], sums.flatten(1))[:9].view(3, 3, *sums.shape[1:])
+    nine = combined(_evaluation(side)[0], sums.flatten(1))[:9].view(3, 3, *sums.shape[1:])
     return nine[:, :, :count, :channels].permute(2, 0, 1, 3).contiguous().permute(0, 3, 1, 2)
-
-
-def _up(number: int, unit: int) -> int:
-    return -(-number // unit) * unit
 
 
 def _parts(images: Tensor, count: int) -> list[slice]:
@@ -210,86 +200,22 @@ def _parts(images: Tensor, count: int) -> list[slice]:
     return [slice(first, first + step) for first in range(0, batch, step)]
 
 
-def _planes(count: int, rows: int, channels: int) -> Tensor:
-    """Room for planes, float32 [count, rows, columns]: what `multiply` may write beside the rows is there, too.
-
-    Rows that are a power of two apart would meet in few sets of the cache.
-    """
-    lanes = -(-channels // LANES)
-    columns = LANES * (lanes if lanes <= 4 else lanes | 1)
-    return torch.empty((count, _up(rows, TALL) + 1, columns))[:, :rows]
-
-
 def _planes_of(name: str, images: Tensor) -> Tensor:
     """The planes that a loop makes of images [B, C, H, W]: a row of C channels for each tile."""
     batch, channels, height, width = images.shape
     tiling = _tiling(height, width)
-    planes = _planes(tiling.points**2, batch * tiling.tiles, channels)
-    _run(name, images, planes)
-    return planes
+    found = planes(tiling.points**2, batch * tiling.tiles, channels)
+    _run(name, images, found)
+    return found
 
 
-def _run(name: str, images: Tensor, planes: Tensor, bias: Tensor | None = None) -> None:
+def _run(name: str, images: Tensor, at_points: Tensor, bias: Tensor | None = None) -> None:
     """Call a loop that makes planes of the images, or these of planes, with the bias [C] added."""
     batch, channels, height, width = images.shape
-    job = _job(winograd_fields, images=images, planes=planes, bias=bias, zeros=_zeros())
-    _number(job, winograd_fields, count=batch, height=height, width=width, channels=channels)
-    _number(job, winograd_fields, pitch=4 * planes.stride(1), step=4 * planes.stride(0))
+    job = new_job(winograd_fields, images=images, planes=at_points, bias=bias, zeros=_zeros())
+    set_numbers(job, winograd_fields, count=batch, height=height, width=width, channels=channels)
+    set_numbers(job, winograd_fields, pitch=4 * at_points.stride(1), step=4 * at_points.stride(0))
     launch(machine.load(machine.WINOGRAD)[f"{name}{_tiling(height, width).side}"], job, batch)
-
-
-def _multiply(planes: Tensor, filters: Tensor, columns: int) -> Tensor:
-    """Planes [count, rows, columns]: each plane's product with the filters at its points."""
-    count, rows, depth = planes.shape[0], planes.shape[1], filters.shape[2]
-    out = _planes(count, rows, columns)
-    job = _job(product_fields, left=planes, right=filters, out=out)
-    _number(job, product_fields, rows=rows, columns=_up(columns, LANES), depth=depth)
-    _step(job, left=planes.stride(), right=filters.stride(), out=out.stride())
-    _products("multiply", job, count, rows)
-    return out
-
-
-def _add_products(slopes: Tensor, tiles: Tensor, sums: Tensor, count: int) -> None:
-    """Add to sums [N, K, C] the products of slopes [N, rows, K], transposed, and tiles [N, rows, C]."""
-    job = _job(product_fields, left=slopes, right=tiles, out=sums)
-    _number(job, product_fields, rows=count, columns=sums.shape[2], depth=slopes.shape[1])
-    _step(job, left=slopes.stride(), right=tiles.stride(), out=sums.stride())
-    _products("add_products", job, len(slopes), count)
-
-
-def _combined(factors: Tensor, values: Tensor) -> Tensor:
-    """float32 [M, N]: factors [depth, M], transposed, times values [depth, N]; M a multiple of 6, N of 16."""
-    depth, columns = values.shape
-    out = torch.zeros((factors.shape[1], columns))
-    width = math.gcd(columns, _WIDTH)
-    job = _job(product_fields, left=factors, right=values, out=out)
-    _number(job, product_fields, rows=len(out), columns=width, depth=depth)
-    _step(job, left=(0, factors.stride(0)), right=(width, columns), out=(width, columns))
-    _products("add_products", job, columns // width, len(out))
-    return out
-
-
-def _step(job: Any, **strides: Sequence[int]) -> None:
-    """Numbers of float32 from a matrix to the next, and from a row to the next."""
-    for side, (step, pitch, *_) in strides.items():
-        _number(job, product_fields, **{f"{side}_step": 4 * step, f"{side}_pitch": 4 * pitch})
-
-
-def _products(name: str, job: Any, matrices: int, rows: int) -> None:
-    parts = matrices * -(-rows // SPAN)
-    _number(job, product_fields, count=parts)
-    launch(machine.load(machine.WINOGRAD)[name], job, parts)
-
-
-def _job(fields: ModuleType, **tensors: Tensor | None) -> Any:
-    job = (ctypes.c_int64 * WORDS)()
-    _number(job, fields, **{name: 0 if tensor is None else tensor.data_ptr() for name, tensor in tensors.items()})
-    return job
-
-
-def _number(job: Any, fields: ModuleType, **numbers: int) -> None:
-    for name, number in numbers.items():
-        job[getattr(fields, name.upper())] = number
 
 
 @functools.cache

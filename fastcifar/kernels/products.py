@@ -1,0 +1,132 @@
+"""Matrix products by compiled loops, many of one shape at once: those of `winograd`, and half of symmetric ones.
+
+    multiply(planes, filters, columns)    # a product for each plane
+    symmetric(left, right)                # left transposed times right, where that is known to be symmetric
+
+Every sum is taken in one order, whatever the number of threads. On AVX2 they take no longer than PyTorch's `bmm`.
+"""
+
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastcifar.kernels import machine, product_fields
+from fastcifar.kernels.norm_fields import LANES
+from fastcifar.kernels.openmp import launch, new_job, set_numbers
+from fastcifar.kernels.product_fields import SPAN, TALL
+
+__all__ = ["add_products", "combined", "gram", "multiply", "planes", "symmetric", "takes_symmetric", "up"]
+
+_WIDTH = 256
+"""Columns that are combined at a time, at most."""
+
+_SMALL = 256
+"""Rows of a symmetric product from which half of it takes less time than PyTorch's whole."""
+
+
+def up(number: int, unit: int) -> int:
+    """The next multiple of the unit."""
+    return -(-number // unit) * unit
+
+
+def planes(count: int, rows: int, channels: int) -> Tensor:
+    """Room for planes, float32 [count, rows, columns]: what `multiply` may write beside the rows is there, too.
+
+    Rows that are a power of two apart would meet in few sets of the cache.
+    """
+    lanes = -(-channels // LANES)
+    columns = LANES * (lanes if lanes <= 4 else lanes | 1)
+    return torch.empty((count, up(rows, TALL) + 1, columns))[:, :rows]
+
+
+def multiply(left: Tensor, filters: Tensor, columns: int) -> Tensor:
+    """Planes [count, rows, columns]: each plane's product with the filters at its points."""
+    count, rows, depth = left.shape[0], left.shape[1], filters.shape[2]
+    out = planes(count, rows, columns)
+    job = new_job(product_fields, left=left, right=filters, out=out)
+    set_numbers(job, product_fields, rows=rows, columns=up(columns, LANES), depth=depth)
+    _step(job, left=left.stride(), right=filters.stride(), out=out.stride())
+    _products("multiply", job, count, rows)
+    return out
+
+
+def add_products(slopes: Tensor, tiles: Tensor, sums: Tensor, count: int) -> None:
+    """Add to sums [N, K, C] the products of slopes [N, rows, K], transposed, and tiles [N, rows, C]."""
+    job = new_job(product_fields, left=slopes, right=tiles, out=sums)
+    set_numbers(job, product_fields, rows=count, columns=sums.shape[2], depth=slopes.shape[1])
+    _step(job, left=slopes.stride(), right=tiles.stride(), out=sums.stride())
+    _products("add_products", job, len(slopes), count)
+
+
+def combined(factors: Tensor, values: Tensor) -> Tensor:
+    """float32 [M, N]: factors [depth, M], transposed, times values [depth, N]; M a multiple of 6, N of 16."""
+    depth, columns = values.shape
+    out = torch.zeros((factors.shape[1], columns))
+    width = math.gcd(columns, _WIDTH)
+    job = new_job(product_fields, left=factors, right=values, out=out)
+    set_numbers(job, product_fields, rows=len(out), columns=width, depth=depth)
+    _step(job, left=(0, factors.stride(0)), right=(width, columns), out=(width, columns))
+    _products("add_products", job, columns // width, len(out))
+    return out
+
+
+def _step(job: Any, **strides: Sequence[int]) -> None:
+    """Numbers of float32 from a matrix to the next, and from a row to the next."""
+    for side, (step, pitch, *_) in strides.items():
+        set_numbers(job, product_fields, **{f"{side}_step": 4 * step, f"{side}_pitch": 4 * pitch})
+
+
+def _products(name: str, job: Any, matrices: int, rows: int) -> None:
+    parts = matrices * -(-rows // SPAN)
+    set_numbers(job, product_fields, count=parts)
+    launch(machine.load(machine.WINOGRAD)[name], job, parts)
+
+
+def takes_symmetric(matrices: Tensor) -> bool:
+    """Whether the Gram matrices of float32 [N, R, C] can be computed so, and that pays."""
+    return (
+        type(matrices) is Tensor
+        and matrices.device.type == "cpu"
+        and matrices.dtype == torch.float32
+        and not torch.compiler.is_compiling()
+        and matrices.shape[1] % LANES == 0
+        and matrices.shape[1] >= _SMALL
+    )
+
+
+def gram(matrices: Tensor) -> Tensor:
+    """The products X X^T, float32 [N, R, R] in room of `planes`, of matrices [N, R, C]; see `takes_symmetric`."""
+    count, side, depth = matrices.shape
+    columns = planes(count, depth, side)[:, :, :side].copy_(matrices.mT)
+    return symmetric(columns, columns)
+
+
+def symmetric(left: Tensor, right: Tensor) -> Tensor:
+    """The products left^T right, which must be symmetric: what is above the diagonal is computed, and mirrored.
+
+    Args:
+        left: float32 [N, D, R], in room of `planes`; R a multiple of 16.
+        right: likewise.
+
+    Returns:
+        float32 [N, R, R], in room of `planes`.
+    """
+    count, depth, side = left.shape
+    out = planes(count, side, side).zero_()
+    job = new_job(product_fields, left=left, right=right, out=out)
+    set_numbers(job, product_fields, rows=side, columns=side, depth=depth)
+    _step(job, left=left.stride(), right=right.stride(), out=out.stride())
+    _products("add_upper", job, count, side)
+    found = out[:, :, :side]
+    found.copy_(torch.where(_above(side), found, found.mT))
+    return found
+
+
+@functools.cache
+def _above(side: int) -> Tensor:
+    """Where the diagonal is and what is above it: bool [side, side]."""
+    return torch.ones(side, side, dtype=torch.bool).triu()
