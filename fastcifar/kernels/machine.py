@@ -66,7 +66,7 @@ NORMS = Part(
 WINOGRAD = Part(
     "winograd",
     ("winograd_loops", "product_loops"),
-    ("cpu_words", "lanes", "machine", "norm_fields", "product_fields", "winograd_fields"),
+    ("cpu_words", "lanes", "machine", "norm_fields", "product_fields", "winograd_fields", "winograd_transforms"),
     (*winograd_fields.FUNCTIONS.items(), *product_fields.FUNCTIONS.items()),
 )
 

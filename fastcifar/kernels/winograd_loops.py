@@ -9,10 +9,7 @@ is a plane for each pair of points, with a row for each tile, image by image.
 Legend: a tile gives side x side outputs, its corner is the pixel (side i, side j), and the pixels that it reads begin
 a row above it and a column before.
 
-The transforms are those of Lavin & Gray 2016, along a tile's columns, then along its rows: `_before` is their B',
-`_after` their A', and `_behind` and `_ahead` are these transposed, which gradients go through. Of F(4x4, 3x3) they are
-theirs. A point p more makes F(3x3, 3x3) of F(2x2, 3x3), and F(5x5, 3x3) of F(4x4, 3x3): values at the others are then
-those of the differences between a pixel and p times the one before.
+A tile is transformed along its columns, then along its rows; see `winograd_transforms`.
 """
 
 # numba infers the types of what stands here, and not Python's.
@@ -23,7 +20,6 @@ import numpy as np
 from fastcifar.kernels.cpu_words import fetch_add, get64, word
 from fastcifar.kernels.lanes import (
     add,
-    fma,
     load3,
     load4,
     load5,
@@ -38,7 +34,6 @@ from fastcifar.kernels.lanes import (
     store6,
     store7,
     store_float32,
-    subtract,
 )
 from fastcifar.kernels.norm_fields import LANES, NEXT
 from fastcifar.kernels.winograd_fields import (
@@ -53,140 +48,22 @@ from fastcifar.kernels.winograd_fields import (
     WIDTH,
     ZEROS,
 )
+from fastcifar.kernels.winograd_transforms import (
+    after5,
+    after6,
+    after7,
+    ahead5,
+    ahead6,
+    ahead7,
+    before5,
+    before6,
+    before7,
+    behind5,
+    behind6,
+    behind7,
+)
 
-_HALF, _TWO, _FOUR, _FIVE = np.float32(0.5), np.float32(2), np.float32(4), np.float32(5)
-_EIGHT, _SIXTEEN, _STEP = np.float32(8), np.float32(16), 4 * LANES
-
-
-@word
-def _times(number, a, b):
-    """`number` * a + b."""
-    return fma(splat(number), a, b)
-
-
-@word
-def _before6(a, b, c, d, e, f):
-    """Six values at six points: 0, 1, -1, 2, -2 and infinity."""
-    even, odd = _times(-_FOUR, c, e), _times(-_FOUR, b, d)
-    wide, far = subtract(e, c), subtract(d, b)
-    return (
-        _times(_FOUR, a, _times(-_FIVE, c, e)),
-        add(even, odd),
-        subtract(even, odd),
-        _times(_TWO, far, wide),
-        _times(-_TWO, far, wide),
-        _times(_FOUR, b, _times(-_FIVE, d, f)),
-    )
-
-
-@word
-def _after6(a, b, c, d, e, f):
-    """Four values, of products at six points."""
-    s, t, p, q = add(b, c), subtract(b, c), add(d, e), subtract(d, e)
-    return add(a, add(s, p)), _times(_TWO, q, t), _times(_FOUR, p, s), add(_times(_EIGHT, q, t), f)
-
-
-@word
-def _behind6(a, b, c, d):
-    """`_after6`, transposed."""
-    even, odd = add(a, c), add(b, d)
-    wide, far = _times(_FOUR, c, a), _times(_FOUR, d, b)
-    return a, add(even, odd), subtract(even, odd), _times(_TWO, far, wide), _times(-_TWO, far, wide), d
-
-
-@word
-def _ahead6(a, b, c, d, e, f):
-    """`_before6`, transposed."""
-    s, t, p, q = add(b, c), subtract(b, c), add(d, e), subtract(d, e)
-    zero = splat(np.float32(0))
-    return (
-        _times(_FOUR, a, zero),
-        _times(-_TWO, q, _times(_FOUR, subtract(f, t), zero)),
-        subtract(_times(-_FIVE, a, _times(-_FOUR, s, zero)), p),
-        _times(_TWO, q, _times(-_FIVE, f, t)),
-        add(a, add(s, p)),
-        f,
-    )
-
-
-@word
-def _before7(a, b, c, d, e, f, g):
-    """Seven values at the six points and at a half."""
-    u, v, w = _times(-_HALF, a, b), _times(-_HALF, b, c), _times(-_HALF, c, d)
-    x, y, z = _times(-_HALF, d, e), _times(-_HALF, e, f), _times(-_HALF, f, g)
-    return (*_before6(u, v, w, x, y, z), _times(_FOUR, b, _times(-_FIVE, d, f)))
-
-
-@word
-def _after7(a, b, c, d, e, f, g):
-    """Five values, of products at seven points; that at a half is sixteen times too little."""
-    s, t, p, q = add(b, c), subtract(b, c), add(d, e), subtract(d, e)
-    return (
-        add(_times(_SIXTEEN, g, a), add(s, p)),
-        _times(_EIGHT, g, _times(_TWO, q, t)),
-        _times(_FOUR, g, _times(_FOUR, p, s)),
-        _times(_TWO, g, _times(_EIGHT, q, t)),
-        add(add(f, g), _times(_SIXTEEN, p, s)),
-    )
-
-
-@word
-def _behind7(a, b, c, d, e):
-    """`_after7`, transposed."""
-    even, odd = add(a, add(c, e)), add(b, d)
-    wide, far = _times(_SIXTEEN, e, _times(_FOUR, c, a)), _times(_FOUR, d, b)
-    half = _times(_SIXTEEN, a, _times(_EIGHT, b, _times(_FOUR, c, _times(_TWO, d, e))))
-    return a, add(even, odd), subtract(even, odd), _times(_TWO, far, wide), _times(-_TWO, far, wide), e, half
-
-
-@word
-def _ahead7(a, b, c, d, e, f, g):
-    """`_before7`, transposed."""
-    u, v, w, x, y, z = _ahead6(a, b, c, d, e, f)
-    zero = splat(np.float32(0))
-    return (
-        _times(-_HALF, u, zero),
-        _times(_FOUR, g, _times(-_HALF, v, u)),
-        _times(-_HALF, w, v),
-        _times(-_FIVE, g, _times(-_HALF, x, w)),
-        _times(-_HALF, y, x),
-        add(g, _times(-_HALF, z, y)),
-        z,
-    )
-
-
-@word
-def _before5(a, b, c, d, e):
-    """Five values at five points: 0, 1, -1, infinity and 2."""
-    u, v, w, x = _times(-_TWO, a, b), _times(-_TWO, b, c), _times(-_TWO, c, d), _times(-_TWO, d, e)
-    return subtract(w, u), add(w, v), subtract(w, v), subtract(x, v), subtract(d, b)
-
-
-@word
-def _after5(a, b, c, d, e):
-    """Three values, of products at five points."""
-    s, t = add(b, c), subtract(b, c)
-    return add(a, add(s, e)), _times(_TWO, e, t), add(_times(_FOUR, e, s), d)
-
-
-@word
-def _behind5(a, b, c):
-    """`_after5`, transposed."""
-    even = add(a, c)
-    return a, add(even, b), subtract(even, b), c, _times(_FOUR, c, _times(_TWO, b, a))
-
-
-@word
-def _ahead5(a, b, c, d, e):
-    """`_before5`, transposed."""
-    v, w = subtract(subtract(b, c), d), add(a, add(b, c))
-    return (
-        add(a, a),
-        subtract(_times(-_TWO, v, subtract(splat(np.float32(0)), a)), e),
-        _times(-_TWO, w, v),
-        add(_times(-_TWO, d, w), e),
-        d,
-    )
+_STEP = 4 * LANES
 
 
 @word
@@ -382,15 +259,15 @@ def _whole(side, first, body):
     return function
 
 
-gather3 = _whole(3, _nothing, _gather(3, _before5, _pixels5, load5, store5))
-gather4 = _whole(4, _nothing, _gather(4, _before6, _pixels6, load6, store6))
-gather5 = _whole(5, _nothing, _gather(5, _before7, _pixels7, load7, store7))
-gather_back3 = _whole(3, _nothing, _gather_back(3, _behind5, _pixels3, load3, store5))
-gather_back4 = _whole(4, _nothing, _gather_back(4, _behind6, _pixels4, load4, store6))
-gather_back5 = _whole(5, _nothing, _gather_back(5, _behind7, _pixels5, load5, store7))
-scatter3 = _whole(3, _bias, _scatter(3, _after5, load5, store3, _put3))
-scatter4 = _whole(4, _bias, _scatter(4, _after6, load6, store4, _put4))
-scatter5 = _whole(5, _bias, _scatter(5, _after7, load7, store5, _put5))
-scatter_back3 = _whole(3, _clear, _scatter_back(3, _ahead5, load5, store5, _plus5))
-scatter_back4 = _whole(4, _clear, _scatter_back(4, _ahead6, load6, store6, _plus6))
-scatter_back5 = _whole(5, _clear, _scatter_back(5, _ahead7, load7, store7, _plus7))
+gather3 = _whole(3, _nothing, _gather(3, before5, _pixels5, load5, store5))
+gather4 = _whole(4, _nothing, _gather(4, before6, _pixels6, load6, store6))
+gather5 = _whole(5, _nothing, _gather(5, before7, _pixels7, load7, store7))
+gather_back3 = _whole(3, _nothing, _gather_back(3, behind5, _pixels3, load3, store5))
+gather_back4 = _whole(4, _nothing, _gather_back(4, behind6, _pixels4, load4, store6))
+gather_back5 = _whole(5, _nothing, _gather_back(5, behind7, _pixels5, load5, store7))
+scatter3 = _whole(3, _bias, _scatter(3, after5, load5, store3, _put3))
+scatter4 = _whole(4, _bias, _scatter(4, after6, load6, store4, _put4))
+scatter5 = _whole(5, _bias, _scatter(5, after7, load7, store5, _put5))
+scatter_back3 = _whole(3, _clear, _scatter_back(3, ahead5, load5, store5, _plus5))
+scatter_back4 = _whole(4, _clear, _scatter_back(4, ahead6, load6, store6, _plus6))
+scatter_back5 = _whole(5, _clear, _scatter_back(5, ahead7, load7, store7, _plus7))
