@@ -153,32 +153,17 @@ def _plus7(at, step, column, left, values):
     _plus(at + 6 * step, left > 6, values[6])
 
 
-def _gather(side, transform, pixels, load, store):
-    """From the pixels that a tile reads to the planes."""
-    points = side + 2
+def _gather(side, reads, transform, pixels, load, store):
+    """To the planes, from the `reads` pixels a side that a tile reads, or from the gradients of its `side` outputs."""
+    points, margin = side + 2, (reads - side) // 2
 
     def body(job, x, i, j, out, step, bias):
         between = room()
+        for n in range(reads):
+            values = pixels(job, x, side * i - margin, side * j - margin + n)
+            store(between + n * _STEP, reads * _STEP, transform(*values))
         for n in range(points):
-            values = pixels(job, x, side * i - 1, side * j - 1 + n)
-            store(between + n * _STEP, points * _STEP, transform(*values))
-        for n in range(points):
-            store(out + n * points * step, step, transform(*load(between + n * points * _STEP, _STEP)))
-
-    return body
-
-
-def _gather_back(side, transform, pixels, load, store):
-    """From the gradients of a tile's outputs to the planes."""
-    points = side + 2
-
-    def body(job, x, i, j, out, step, bias):
-        between = room()
-        for n in range(side):
-            values = pixels(job, x, side * i, side * j + n)
-            store(between + n * _STEP, side * _STEP, transform(*values))
-        for n in range(points):
-            store(out + n * points * step, step, transform(*load(between + n * side * _STEP, _STEP)))
+            store(out + n * points * step, step, transform(*load(between + n * reads * _STEP, _STEP)))
 
     return body
 
@@ -259,12 +244,12 @@ def _whole(side, first, body):
     return function
 
 
-gather3 = _whole(3, _nothing, _gather(3, before5, _pixels5, load5, store5))
-gather4 = _whole(4, _nothing, _gather(4, before6, _pixels6, load6, store6))
-gather5 = _whole(5, _nothing, _gather(5, before7, _pixels7, load7, store7))
-gather_back3 = _whole(3, _nothing, _gather_back(3, behind5, _pixels3, load3, store5))
-gather_back4 = _whole(4, _nothing, _gather_back(4, behind6, _pixels4, load4, store6))
-gather_back5 = _whole(5, _nothing, _gather_back(5, behind7, _pixels5, load5, store7))
+gather3 = _whole(3, _nothing, _gather(3, 5, before5, _pixels5, load5, store5))
+gather4 = _whole(4, _nothing, _gather(4, 6, before6, _pixels6, load6, store6))
+gather5 = _whole(5, _nothing, _gather(5, 7, before7, _pixels7, load7, store7))
+gather_back3 = _whole(3, _nothing, _gather(3, 3, behind5, _pixels3, load3, store5))
+gather_back4 = _whole(4, _nothing, _gather(4, 4, behind6, _pixels4, load4, store6))
+gather_back5 = _whole(5, _nothing, _gather(5, 5, behind7, _pixels5, load5, store7))
 scatter3 = _whole(3, _bias, _scatter(3, after5, load5, store3, _put3))
 scatter4 = _whole(4, _bias, _scatter(4, after6, load6, store4, _put4))
 scatter5 = _whole(5, _bias, _scatter(5, after7, load7, store5, _put5))
