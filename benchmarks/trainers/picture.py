@@ -15,7 +15,7 @@ from pathlib import Path
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator, PercentFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator, PercentFormatter
 
 from benchmarks.trainers import CONTESTANTS
 from benchmarks.trainers.records import Race, processor_share
@@ -28,6 +28,9 @@ _INK = "#7a7a7a"
 # Okabe and Ito's palette, for any colour vision; its darker blue and green are lightened or darkened to that middle
 _COLORS = ("#1F86C7", "#D55E00", "#12936D", "#B36A97", "#8A7B2E")
 _TICKS = (1, 2, 5, 10, 20, 60, 120, 300, 600, 1200, 3600, 7200, 18000, 36000, 86400)
+_APART = 0.19
+"""Of a panel's width: the least distance of two times on its axis."""
+
 _COLUMNS = 3
 """Panels side by side."""
 
@@ -96,9 +99,10 @@ def _panel(axes: Axes, race: Race, colors: dict[str, str], *, cpu: str) -> None:
     axes.set_facecolor("none")
     axes.set_xscale("log")
     axes.set_xlim(left=first / _BEFORE)
-    axes.xaxis.set_major_locator(FixedLocator(_TICKS))
+    axes.xaxis.set_major_locator(FixedLocator(_ticks(*axes.get_xlim())))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda seconds, _: _duration(seconds)))
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=6, steps=(1, 2, 5, 10)))  # whole percents
     axes.yaxis.set_major_formatter(PercentFormatter(xmax=1.0, decimals=0, symbol=" %"))
     axes.set_ylim(bottom=lowest - _BELOW)
     axes.tick_params(colors=_INK, labelsize=8)
@@ -127,6 +131,15 @@ def _name(axes: Axes, ends: dict[str, float], colors: dict[str, str]) -> None:
             fontsize=8,
             annotation_clip=False,
         )
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """Those of `_TICKS` between two times that are far enough from the one before to be read."""
+    found: list[float] = []
+    for tick in _TICKS:
+        if low <= tick <= high and (not found or math.log(tick / found[-1]) >= _APART * math.log(high / low)):
+            found.append(tick)
+    return found
 
 
 def _duration(seconds: float) -> str:
