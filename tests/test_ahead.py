@@ -16,14 +16,13 @@ from fastcifar.data.arrays import convert_arrays
 from fastcifar.kernels import cpu, reference
 from fastcifar.kernels.cpu import CpuKernel
 from tests.test_kernels import make_plan, make_store
+from tests.threads import on_threads
 
 
 @pytest.fixture(autouse=True)
 def _three_threads():
-    before = torch.get_num_threads()
-    torch.set_num_threads(3)
-    yield
-    torch.set_num_threads(before)
+    with on_threads(3):
+        yield
 
 
 def make_kernel(count=200, **options):

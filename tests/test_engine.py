@@ -29,6 +29,7 @@ from fastcifar.recipes import RECIPES
 from fastcifar.reporter import NullReporter, RunSummary
 from fastcifar.trainer import Trainer
 from fastcifar.whitening import whiten_
+from tests.threads import on_threads
 
 TINY = Arch(blocks=((4,), (4,), (4,), (4,)), hidden=(8,))
 
@@ -235,11 +236,8 @@ def test_a_resumed_run_says_what_its_last_bits_depend_on_and_has_changed(data: s
         with pytest.raises(StoppedError):
             fit(config(data, out=Path(name)), reporter=StopAfter(2))
         reporter = Notices()
-        try:
-            torch.set_num_threads(now)
+        with on_threads(now):
             fit(TrainConfig(resume=Path(name)), reporter=reporter)
-        finally:
-            torch.set_num_threads(threads)
         assert reporter.heard[0] == "resumed after step 2 of 12"
         said = [line for line in reporter.heard if line.endswith("the run goes on, but not bit for bit")]
         assert len(said) == (name == "other")

@@ -22,6 +22,7 @@ from fastcifar.kernels.eager import EagerAugment, EagerKernel
 from fastcifar.kernels.plan import IGNORE, Plan, rows_at, scale_and_shift
 from fastcifar.kernels.rng import draws, permute
 from tests.effort import effort
+from tests.threads import on_threads
 
 SCALINGS = ("raw", "unit", "signed", "standardize")
 
@@ -485,12 +486,8 @@ def test_calls_from_several_threads():
 def test_the_number_of_threads_changes_nothing(threads):
     images, labels = make_store(300, 16, 16)
     kernel = CpuKernel(images, labels, make_plan(300, crop=4, flip="random"))
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(threads)
+    with on_threads(threads):
         outs = [kernel(epoch=1, start=0, size=300)[0] for _ in range(20)]
-    finally:
-        torch.set_num_threads(before)
     expected = torch.from_numpy(reference.batch(images, labels, kernel._plan, epoch=1, start=0, size=300)[0])
     assert all(torch.equal(out, expected) for out in outs)
 
@@ -502,13 +499,9 @@ def kernel_threads():
 def test_threads_end_with_the_last_kernel():
     gc.collect()
     images, labels = make_store(300)
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(3)
+    with on_threads(3):
         kernel = CpuKernel(images, labels, make_plan(300))
         kernel(epoch=0, start=0, size=300)
-    finally:
-        torch.set_num_threads(before)
     threads = kernel_threads()
     assert len(threads) >= 2
     del kernel

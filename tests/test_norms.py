@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from fastcifar import build_model
 from fastcifar.kernels import norms, openmp, winograd
 from tests.effort import effort
+from tests.threads import on_threads
 
 LAST = torch.channels_last
 
@@ -175,15 +176,11 @@ def test_a_large_mean_costs_no_digits() -> None:
 @pytest.mark.parametrize("pool", [True, False])
 def test_threads_change_no_bit(pool: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     def run(threads: int) -> list[Tensor]:
-        before = torch.get_num_threads()
-        torch.set_num_threads(threads)
-        try:
+        with on_threads(threads):
             values, norm = values_of((7, 64, 20, 20), torch.bfloat16, 0).requires_grad_(), norm_of(64, 0)
             out = norms.relu_norm(values, norm, pool=pool)
             out.backward(values_of(tuple(out.shape), torch.bfloat16, 1))
             return [out, values.grad, norm.weight.grad, norm.bias.grad, norm.running_var]  # type: ignore[list-item]
-        finally:
-            torch.set_num_threads(before)
 
     one = run(1)
     for other in (run(2), run(3)):

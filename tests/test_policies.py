@@ -14,6 +14,7 @@ from fastcifar.errors import ConfigError
 from fastcifar.kernels.rng import philox
 from fastcifar.policies import BINS, OPERATIONS, POLICY, Policy, PolicyAugment, apply_policy
 from tests.effort import effort
+from tests.threads import on_threads
 
 CPU = torch.device("cpu")
 KINDS = ("trivial", "rand")
@@ -25,10 +26,8 @@ ALL = [(operation, i, negative) for operation in range(14) for i in range(BINS) 
 @pytest.fixture(autouse=True)
 def one_thread():
     """On a busy machine, threads that wait for each other in operations this small take half of the time."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    with on_threads(1):
+        yield
 
 
 def magnitude_of(kind, name, i, negative, height, width):

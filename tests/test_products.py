@@ -8,6 +8,7 @@ from torch import Tensor
 
 from fastcifar.kernels import openmp, products
 from tests.effort import effort
+from tests.threads import on_threads
 
 
 def _made(count: int, depth: int, side: int, seed: int = 0) -> Tensor:
@@ -41,12 +42,8 @@ def test_threads_change_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     values = _made(2, 150, 208)
 
     def run(threads: int) -> Tensor:
-        before = torch.get_num_threads()
-        torch.set_num_threads(threads)
-        try:
+        with on_threads(threads):
             return products.symmetric(values, values)
-        finally:
-            torch.set_num_threads(before)
 
     one = run(1)
     assert all(torch.equal(one, run(threads)) for threads in (2, 3))

@@ -32,6 +32,7 @@ from fastcifar.recipes import RECIPES
 from fastcifar.reporter import NullReporter
 from fastcifar.seeds import SeedsResult, fit_seeds, seeds_table
 from fastcifar.stream_worker import StreamWorker, suits
+from tests.threads import on_threads
 
 TINY = Arch(blocks=((4,), (4,), (4,), (4,)), hidden=(8,))
 # What a process of its own needs beside: the net.
@@ -75,10 +76,8 @@ def _tiny(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     monkeypatch.setattr("fastcifar.figures.write_figures", lambda *arguments, **options: ())
     monkeypatch.setattr(worker, "_CODE", CODE)
     monkeypatch.chdir(tmp_path)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+    with on_threads(1):
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ from torch._subclasses import FakeTensorMode
 from fastcifar import build_model
 from fastcifar.kernels import openmp, winograd
 from tests.effort import effort
+from tests.threads import on_threads
 
 LAST = torch.channels_last
 
@@ -100,17 +101,13 @@ def test_threads_change_no_bit(height: int, width: int, monkeypatch: pytest.Monk
     layer, images, gradient = _layer(48, 40), _images((7, 48, height, width)), _images((7, 40, height, width), 1)
 
     def run(threads: int) -> list[Tensor]:
-        before = torch.get_num_threads()
-        torch.set_num_threads(threads)
-        try:
+        with on_threads(threads):
             layer.zero_grad()
             values = images.clone().requires_grad_()
             found = winograd.conv2d(values, layer)
             found.backward(gradient)  # type: ignore[no-untyped-call]
             assert values.grad is not None
             return [found, values.grad, *(parameter.grad.clone() for parameter in layer.parameters())]  # type: ignore[union-attr]
-        finally:
-            torch.set_num_threads(before)
 
     one = run(1)
     for other in (run(2), run(3)):

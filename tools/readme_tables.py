@@ -12,7 +12,7 @@ from typing import Any
 
 from gpu_tables import gpu_check_table, gpu_training_table, gpu_tries_table
 from recipe_tables import recipe_race_table
-from table_cells import grid, measured, percent
+from table_cells import grid, measured, percent, where
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -78,14 +78,6 @@ def report_table(runs: list[dict[str, Any]]) -> list[str]:
         "The report's: a Colab GPU, so the times compare machines, not programs."
     )
     return [*grid(head, rows), "", note]
-
-
-def where(content: Mapping[str, Any]) -> str:
-    """Hardware and version, for the line under a table."""
-    receipt = content["receipt"]
-    threads = f"{receipt['threads']} thread" + "s" * (receipt["threads"] != 1)
-    cpu = " ".join(filter(None, (receipt["cpu"], receipt.get("cpu_model"))))
-    return f"{cpu}, {threads}, PyTorch {receipt['torch']}"
 
 
 def race_table(content: Mapping[str, Any]) -> list[str]:

@@ -7,7 +7,7 @@ Example:
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["grid", "measured", "percent"]
+__all__ = ["grid", "measured", "percent", "where"]
 
 
 def grid(head: list[str], rows: list[list[str]]) -> list[str]:
@@ -25,3 +25,11 @@ def measured(result: Mapping[str, Any], *, unit: float = 1, digits: int = 0) -> 
     if "failed" in result:
         return f"failed: {result['failed']}"
     return f"{result['median'] / unit:,.{digits}f} ± {result['interval95'] / unit:,.{digits}f}"
+
+
+def where(content: Mapping[str, Any]) -> str:
+    """Hardware and version, for the line under a table."""
+    receipt = content["receipt"]
+    threads = f"{receipt['threads']} thread" + "s" * (receipt["threads"] != 1)
+    cpu = " ".join(filter(None, (receipt["cpu"], receipt.get("cpu_model"))))
+    return f"{cpu}, {threads}, PyTorch {receipt['torch']}"

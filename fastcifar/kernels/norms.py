@@ -11,7 +11,6 @@ The gradient is that of Ioffe & Szegedy 2015: with g = dL/dy, r = relu(x), n val
 normalised r, dL/dr = weight / deviation * (g - mean(g) - r' mean(g r')).
 """
 
-import ctypes
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -20,8 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fastcifar.kernels import machine, norm_fields
-from fastcifar.kernels.norm_fields import LANES, PART, WORDS
-from fastcifar.kernels.openmp import launch, takes
+from fastcifar.kernels.norm_fields import LANES, PART
+from fastcifar.kernels.openmp import launch, new_job, set_numbers, takes
 
 __all__ = ["fits", "halve", "halves", "norm_relu", "prepare", "relu_norm"]
 
@@ -259,14 +258,9 @@ def _merge(sums: NDArray[np.float32], count: int) -> tuple[NDArray[np.float64], 
 def _run(name: str, values: Tensor, **more: Tensor | NDArray[Any]) -> None:
     """Call a compiled loop with every thread that PyTorch would use."""
     images, channels, height, width = values.shape
-    job = (ctypes.c_int64 * WORDS)()
-    job[norm_fields.INPUT] = values.data_ptr()
-    for field, value in more.items():
-        address = value.data_ptr() if isinstance(value, Tensor) else value.ctypes.data
-        job[getattr(norm_fields, field.upper())] = address
+    job = new_job(norm_fields, input=values, **more)
     pixels = images * height * width
     count = images if name in _WINDOWED else -(-pixels // PART)
-    job[norm_fields.COUNT], job[norm_fields.PIXELS], job[norm_fields.CHANNELS] = count, pixels, channels
-    job[norm_fields.HEIGHT], job[norm_fields.WIDTH] = height, width
+    set_numbers(job, norm_fields, count=count, pixels=pixels, height=height, width=width, channels=channels)
     function: Any = machine.load(machine.NORMS)[f"{name}_{_KINDS[values.dtype]}"]
     launch(function, job, count)

@@ -15,32 +15,43 @@ from types import ModuleType
 from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fastcifar.kernels.norm_fields import WORDS
 
-__all__ = ["launch", "new_job", "set_numbers", "takes"]
+__all__ = ["is_plain", "launch", "new_job", "set_numbers", "takes"]
 
 
-def takes(images: Tensor) -> bool:
-    """Whether a loop may stand for an operator on these images: plain memory of the CPU, channels-last, in eager mode.
+def is_plain(tensor: Tensor) -> bool:
+    """Whether a loop may stand for an operator on it: plain memory of the CPU, in eager mode.
 
     Not while PyTorch compiles, or in a transform of `torch.func`: these must see operators.
     """
     return (
-        type(images) is Tensor
-        and images.device.type == "cpu"
+        type(tensor) is Tensor
+        and tensor.device.type == "cpu"
         and not torch.compiler.is_compiling()
         and not torch._C._are_functorch_transforms_active()  # it has no public name
-        and images.is_contiguous(memory_format=torch.channels_last)
     )
 
 
-def new_job(fields: ModuleType, **tensors: Tensor | None) -> Any:
-    """A job's words with the addresses of tensors, which must outlive it; `fields` says which word is which."""
+def takes(images: Tensor) -> bool:
+    """Whether it is plain, and channels-last."""
+    return is_plain(images) and images.is_contiguous(memory_format=torch.channels_last)
+
+
+def new_job(fields: ModuleType, **arrays: Tensor | NDArray[Any] | None) -> Any:
+    """A job's words with the addresses of arrays, which must outlive it; `fields` says which word is which."""
     job = (ctypes.c_int64 * WORDS)()
-    set_numbers(job, fields, **{name: 0 if tensor is None else tensor.data_ptr() for name, tensor in tensors.items()})
+    set_numbers(job, fields, **{name: _address(array) for name, array in arrays.items()})
     return job
+
+
+def _address(array: Tensor | NDArray[Any] | None) -> int:
+    if array is None:
+        return 0
+    return array.data_ptr() if isinstance(array, Tensor) else array.ctypes.data
 
 
 def set_numbers(job: Any, fields: ModuleType, **numbers: int) -> None:

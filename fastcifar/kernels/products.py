@@ -8,15 +8,13 @@ Every sum is taken in one order, whatever the number of threads. On AVX2 they ta
 
 import functools
 import math
-from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastcifar.kernels import machine, product_fields
 from fastcifar.kernels.norm_fields import LANES
-from fastcifar.kernels.openmp import launch, new_job, set_numbers
+from fastcifar.kernels.openmp import is_plain, launch, new_job, set_numbers
 from fastcifar.kernels.product_fields import SPAN, TALL
 
 __all__ = ["add_products", "combined", "gram", "multiply", "planes", "symmetric", "takes_symmetric", "up"]
@@ -47,52 +45,41 @@ def multiply(left: Tensor, filters: Tensor, columns: int) -> Tensor:
     """Planes [count, rows, columns]: each plane's product with the filters at its points."""
     count, rows, depth = left.shape[0], left.shape[1], filters.shape[2]
     out = planes(count, rows, columns)
-    job = new_job(product_fields, left=left, right=filters, out=out)
-    set_numbers(job, product_fields, rows=rows, columns=up(columns, LANES), depth=depth)
-    _step(job, left=left.stride(), right=filters.stride(), out=out.stride())
-    _products("multiply", job, count, rows)
+    _run("multiply", left, filters, out, rows=rows, columns=up(columns, LANES), depth=depth)
     return out
 
 
 def add_products(slopes: Tensor, tiles: Tensor, sums: Tensor, count: int) -> None:
     """Add to sums [N, K, C] the products of slopes [N, rows, K], transposed, and tiles [N, rows, C]."""
-    job = new_job(product_fields, left=slopes, right=tiles, out=sums)
-    set_numbers(job, product_fields, rows=count, columns=sums.shape[2], depth=slopes.shape[1])
-    _step(job, left=slopes.stride(), right=tiles.stride(), out=sums.stride())
-    _products("add_products", job, len(slopes), count)
+    _run("add_products", slopes, tiles, sums, rows=count, columns=sums.shape[2], depth=slopes.shape[1])
 
 
 def combined(factors: Tensor, values: Tensor) -> Tensor:
     """float32 [M, N]: factors [depth, M], transposed, times values [depth, N]; M a multiple of 6, N of 16."""
-    depth, columns = values.shape
-    out = torch.zeros((factors.shape[1], columns))
+    count, columns = factors.shape[1], values.shape[1]
+    out = torch.zeros((count, columns))
     width = math.gcd(columns, _WIDTH)
-    job = new_job(product_fields, left=factors, right=values, out=out)
-    set_numbers(job, product_fields, rows=len(out), columns=width, depth=depth)
-    _step(job, left=(0, factors.stride(0)), right=(width, columns), out=(width, columns))
-    _products("add_products", job, columns // width, len(out))
+    strips, sums = (matrix.view(len(matrix), -1, width).transpose(0, 1) for matrix in (values, out))
+    add_products(factors.expand(len(strips), -1, -1), strips, sums, count)
     return out
 
 
-def _step(job: Any, **strides: Sequence[int]) -> None:
-    """Numbers of float32 from a matrix to the next, and from a row to the next."""
-    for side, (step, pitch, *_) in strides.items():
+def _run(name: str, left: Tensor, right: Tensor, out: Tensor, *, rows: int, columns: int, depth: int) -> None:
+    """Call a loop that makes matrices of as many pairs."""
+    parts = len(left) * -(-rows // SPAN)
+    job = new_job(product_fields, left=left, right=right, out=out)
+    set_numbers(job, product_fields, rows=rows, columns=columns, depth=depth, count=parts)
+    for side, matrices in (("left", left), ("right", right), ("out", out)):
+        step, pitch = matrices.stride()[:2]
         set_numbers(job, product_fields, **{f"{side}_step": 4 * step, f"{side}_pitch": 4 * pitch})
-
-
-def _products(name: str, job: Any, matrices: int, rows: int) -> None:
-    parts = matrices * -(-rows // SPAN)
-    set_numbers(job, product_fields, count=parts)
     launch(machine.load(machine.WINOGRAD)[name], job, parts)
 
 
 def takes_symmetric(matrices: Tensor) -> bool:
     """Whether the Gram matrices of float32 [N, R, C] can be computed so, and that pays."""
     return (
-        type(matrices) is Tensor
-        and matrices.device.type == "cpu"
+        is_plain(matrices)
         and matrices.dtype == torch.float32
-        and not torch.compiler.is_compiling()
         and matrices.shape[1] % LANES == 0
         and matrices.shape[1] >= _SMALL
     )
@@ -116,12 +103,8 @@ def symmetric(left: Tensor, right: Tensor) -> Tensor:
         float32 [N, R, R], in room of `planes`.
     """
     count, depth, side = left.shape
-    out = planes(count, side, side).zero_()
-    job = new_job(product_fields, left=left, right=right, out=out)
-    set_numbers(job, product_fields, rows=side, columns=side, depth=depth)
-    _step(job, left=left.stride(), right=right.stride(), out=out.stride())
-    _products("add_upper", job, count, side)
-    found = out[:, :, :side]
+    found = planes(count, side, side)[:, :, :side].zero_()
+    _run("add_upper", left, right, found, rows=side, columns=side, depth=depth)
     found.copy_(torch.where(_above(side), found, found.mT))
     return found
 

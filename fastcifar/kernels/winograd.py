@@ -36,7 +36,6 @@ _CHUNK = 32 << 20
 _LEAST = 1.5
 """How many times fewer products there must be: the less an image fills its tiles, the more are for nothing."""
 
-
 _FILTERS = 32
 """Tiles that take as long as the filters: a few small images don't pay for these."""
 
@@ -103,6 +102,7 @@ class _Convolution(torch.autograd.Function):
         for_images, for_weight, for_bias = ctx.needs_input_grad
         found = torch.empty_like(images) if for_images else None
         filters = _at_points(weight.transpose(0, 1), tiling.side) if for_images else None
+        ones = tiling.points + 1  # the plane of points 1 and 1, where a polynomial is the sum of its numbers
         sums = torch.zeros((tiling.points**2, up(count, TALL), up(channels, LANES))) if for_weight else None
         biases = torch.zeros(count) if for_bias else None
         for part in _parts(images, count):
@@ -110,9 +110,7 @@ class _Convolution(torch.autograd.Function):
             if sums is not None:
                 add_products(slopes, _planes_of("gather", images[part]), sums, count)
             if biases is not None:
-                biases += slopes[tiling.points + 1, :, :count].sum(
-                    0
-                )  # at 1 and 1 a polynomial is the sum of its numbers
+                biases += slopes[ones, :, :count].sum(0)
             if found is not None and filters is not None:
                 _run("scatter_back", found[part], multiply(slopes, filters, channels))
         return found, None if sums is None else _from_points(sums, weight, tiling.side), biases

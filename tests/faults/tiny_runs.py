@@ -1,7 +1,7 @@
 """Training runs of a tenth of a second, for faults: a tiny net on tiny images, two epochs, undrawn pictures."""
 
-import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from fastcifar import checkpoint
 from fastcifar.config import TrainConfig
 from fastcifar.data.writer import SourceFile, write_store
 from fastcifar.nets import ARCHS, Arch
+from tests.threads import on_threads
 
 __all__ = ["config", "equal", "one_thread", "prepare", "weights"]
 
@@ -32,15 +33,9 @@ def prepare(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda self, file, **options: file.write(b"a picture"))
 
 
-@contextlib.contextmanager
-def one_thread() -> Iterator[None]:
+def one_thread() -> AbstractContextManager[None]:
     """As in the children that are forked: sums are the same then, bit for bit."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
+    return on_threads(1)
 
 
 def config(out: str = "run", **options: Any) -> TrainConfig:
