@@ -253,6 +253,8 @@ class TrainConfig:
     cuda_graphs: bool = True
     """On CUDA each step is one launch, where that is possible; a line at the start of a run says what keeps it from it.
     """
+    eval_every: int = 1
+    """Epochs from one evaluation to the next; the last epoch always ends in one."""
     profile: bool = False
     """Show where a step's time goes: ten steps of the first epoch trained are profiled, and written to profile/."""
     out: Path | None = None
@@ -283,6 +285,7 @@ class TrainConfig:
         if self.lr is not None:
             _number("lr", self.lr, 0, above=True)
         _integer("seed", self.seed, 0, 2**64 - 1)
+        _integer("eval_every", self.eval_every, 1)
         _choice("amp_dtype", self.amp_dtype, AmpDType)
         _choice("compile", self.compile, CompileMode)
         if self.amp_dtype != "auto" and not self.amp:

@@ -57,6 +57,7 @@ class ConsoleReporter:
         self._columns: Columns | None = None
         self._epoch = 0
         self._last: EpochStats | None = None
+        self._evaluation = 0.0  # seconds that the last one took
         self._phase: Phase | None = None
         self._next = 0.0  # the time before which nothing needs drawing
 
@@ -64,6 +65,7 @@ class ConsoleReporter:
         """Print what was chosen and why, and the rows of epochs done before."""
         self._summary, self._columns = summary, None
         plan = f"{summary.epochs} epochs of {count(summary.steps_per_epoch)} steps, evaluated on {summary.evaluated}"
+        plan += f" every {summary.eval_every} epochs" * (summary.eval_every > 1)
         notes = [Text(clean(self._console, f"note: {notice}"), "yellow") for notice in summary.notices]
         print_panel(self._console, summary.title, (*summary.choices, ("plan", plan)), notes)
         for stats in history:
@@ -98,6 +100,7 @@ class ConsoleReporter:
     def epoch_end(self, stats: EpochStats) -> None:
         """Print the finished row, above what is live."""
         self._last, self._phase = stats, None
+        self._evaluation = stats.eval_seconds or self._evaluation
         cells = epoch_cells(stats)
         if not self._is_live:
             self._print(epoch_line(stats))
@@ -231,7 +234,7 @@ class ConsoleReporter:
         facts, left, speed = phase.facts(now), phase.left(now), phase.speed(now)
         if phase.unit == "steps" and phase.total and left is not None and speed and self._summary:
             training = self._last.train_seconds if self._last else phase.total / speed
-            evaluation = self._last.eval_seconds if self._last else 0.0
-            later = self._epochs - self._epoch
-            facts.append(f"run {duration(left + evaluation + later * (training + evaluation))} left")
+            later = range(self._epoch + 1, self._epochs + 1)
+            evaluations = sum(map(self._summary.is_evaluated, (self._epoch, *later)))
+            facts.append(f"run {duration(left + len(later) * training + evaluations * self._evaluation)} left")
         return facts

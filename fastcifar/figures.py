@@ -61,23 +61,23 @@ def accuracy_curves(history: Sequence[EpochStats], *, title: str) -> Figure:
 def _curves(
     history: Sequence[EpochStats],
     title: str,
-    of_train: Callable[[EpochStats], float],
-    of_eval: Callable[[EpochStats], float],
+    of_train: Callable[[EpochStats], float | None],
+    of_eval: Callable[[EpochStats], float | None],
 ) -> tuple[Figure, Axes]:
     if not history:
         raise ValueError("history must have at least one epoch, got none")
     figure = Figure(figsize=(6.4, 4.0), layout="constrained")
     axes = figure.add_subplot()
-    epochs = [stats.epoch for stats in history]
     marker = "o" if len(history) <= 30 else ""  # a single epoch has no line to see
     for name, color, line, value in (
         ("train", _TRAIN, "-", of_train),
         (history[-1].evaluated, _EVAL, "--", of_eval),
     ):
-        axes.plot(epochs, [value(s) for s in history], line, color=color, marker=marker, markersize=3.5, label=name)
+        points = {stats.epoch: found for stats in history if (found := value(stats)) is not None}
+        axes.plot([*points], [*points.values()], line, color=color, marker=marker, markersize=3.5, label=name)
     _plain(axes.set_title(textwrap.fill(title, 60)))
     axes.set_xlabel("epoch")
-    axes.set_xlim(epochs[0] - 0.5, epochs[-1] + 0.5)
+    axes.set_xlim(history[0].epoch - 0.5, history[-1].epoch + 0.5)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.grid(color="0.9")
     axes.set_axisbelow(True)

@@ -88,6 +88,7 @@ _IMPORTANCE = (
     "lr",
     "eval s",
 )
+_NONE = "-"
 _ORDER = ("epoch", "train loss", "train acc", "eval loss", "eval acc", "train s", "eval s", "images/s", "lr")
 # The widest cell of each column; all nine with single gaps fit in 80 columns for up to 99 epochs.
 _WIDTHS = {"train loss": 9, "train acc": 8, "eval loss": 9, "eval acc": 8, "train s": 6, "eval s": 6, "images/s": 9}
@@ -123,15 +124,15 @@ def fit_columns(width: int, *, epochs: int, evaluated: str) -> Columns:
 
 
 def epoch_cells(stats: EpochStats) -> dict[str, str]:
-    """Every cell of an epoch's row by column name."""
+    """Every cell of an epoch's row by column name; a dash where it was not evaluated."""
     return {
         "epoch": f"{stats.epoch}/{stats.epochs}",
         "train loss": loss(stats.train_loss),
         "train acc": percent(stats.train_accuracy),
-        "eval loss": loss(stats.eval_loss),
-        "eval acc": percent(stats.eval_accuracy),
+        "eval loss": _NONE if stats.eval_loss is None else loss(stats.eval_loss),
+        "eval acc": _NONE if stats.eval_accuracy is None else percent(stats.eval_accuracy),
         "train s": seconds(stats.train_seconds),
-        "eval s": seconds(stats.eval_seconds),
+        "eval s": _NONE if stats.eval_accuracy is None else seconds(stats.eval_seconds),
         "images/s": count(stats.images_per_second),
         "lr": rate(stats.learning_rate),
     }
@@ -140,8 +141,11 @@ def epoch_cells(stats: EpochStats) -> dict[str, str]:
 def epoch_line(stats: EpochStats) -> str:
     """An epoch as one line of a log, with the numbers of its row."""
     cells, part = epoch_cells(stats), stats.evaluated
+    found = took = ""
+    if stats.eval_accuracy is not None:
+        found = f", {part} loss {cells['eval loss']}, {part} accuracy {cells['eval acc']}"
+        took = f", {part} {cells['eval s']} s"
     return (
-        f"epoch {cells['epoch']}: train loss {cells['train loss']}, train accuracy {cells['train acc']}, "
-        f"{part} loss {cells['eval loss']}, {part} accuracy {cells['eval acc']}, train {cells['train s']} s, "
-        f"{part} {cells['eval s']} s, {cells['images/s']} images/s, learning rate {cells['lr']}"
+        f"epoch {cells['epoch']}: train loss {cells['train loss']}, train accuracy {cells['train acc']}{found}, "
+        f"train {cells['train s']} s{took}, {cells['images/s']} images/s, learning rate {cells['lr']}"
     )

@@ -154,7 +154,7 @@ class Job:
         """Whether the last epoch's evaluation is the test: of the test images, and of their own size."""
         return self.evaluated == "test" and self.trainer.resolution(self.trainer.steps - 1) is None
 
-    def _epoch(self, stop: StopRequest) -> Evaluation:
+    def _epoch(self, stop: StopRequest) -> Evaluation | None:
         recipe, trainer = self.trainer.recipe, self.trainer
         self.reporter.epoch_start(self.epoch + 1)
         started = time.perf_counter() - self.elapsed
@@ -175,9 +175,11 @@ class Job:
             raise self._diverged(f"the training loss became {loss}", trainer.step)
         if trainer.scaler.is_enabled() and trainer.scaler.get_scale() < _LEAST_SCALE:
             raise self._diverged("gradients overflow at any scale", trainer.step)
-        is_test = self._ends_in_test and self.epoch + 1 == recipe.epochs
-        size, tta = trainer.resolution(trainer.step - 1), recipe.tta if is_test else "none"
-        found = self._evaluate(self.evaluated, stop, size=size, tta=tta)
+        found = None
+        if self.summary.is_evaluated(self.epoch + 1):
+            is_test = self._ends_in_test and self.epoch + 1 == recipe.epochs
+            size, tta = trainer.resolution(trainer.step - 1), recipe.tta if is_test else "none"
+            found = self._evaluate(self.evaluated, stop, size=size, tta=tta)
         stats = EpochStats(
             epoch=self.epoch + 1,
             epochs=recipe.epochs,
@@ -186,10 +188,10 @@ class Job:
             train_loss=loss,
             train_accuracy=accuracy,
             evaluated=self.evaluated,
-            eval_loss=found.loss,
-            eval_accuracy=found.accuracy,
+            eval_loss=found.loss if found else None,
+            eval_accuracy=found.accuracy if found else None,
             train_seconds=self.elapsed,
-            eval_seconds=found.seconds,
+            eval_seconds=found.seconds if found else 0.0,
             images_per_second=samples / self.elapsed,
             learning_rate=trainer.learning_rate(trainer.step - 1),
         )

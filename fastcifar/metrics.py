@@ -25,7 +25,8 @@ class EpochStats:
     Losses are means over samples, accuracies fractions in [0, 1], times seconds.
     `evaluated` names the part of the data the evaluation columns are from ("validation" or, where
     a split has no validation part, "test"); nothing is selected by it. An epoch is
-    evaluated on images of its last step's size; `TestStats` are of the images' own size.
+    evaluated on images of its last step's size; `TestStats` are of the images' own size. One that is
+    not evaluated has neither loss nor accuracy there.
     """
 
     epoch: int  # 1 is the first
@@ -35,8 +36,8 @@ class EpochStats:
     train_loss: float
     train_accuracy: float
     evaluated: str
-    eval_loss: float
-    eval_accuracy: float
+    eval_loss: float | None
+    eval_accuracy: float | None
     train_seconds: float
     eval_seconds: float
     images_per_second: float  # training samples / train_seconds

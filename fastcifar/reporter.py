@@ -45,7 +45,7 @@ class RunSummary:
     """What is known before the first step.
 
     `choices` are what the runtime decided and why, such as `("device", "cpu: 2 threads")`;
-    `evaluated` names the part of the data the evaluation columns are from.
+    `evaluated` names the part of the data the evaluation columns are from; `eval_every` epochs there is an evaluation.
     """
 
     title: str
@@ -54,6 +54,11 @@ class RunSummary:
     steps_per_epoch: int
     evaluated: str
     notices: tuple[str, ...]
+    eval_every: int = 1
+
+    def is_evaluated(self, epoch: int) -> bool:
+        """Whether epoch `epoch`, of which 1 is the first, ends in an evaluation; the last does."""
+        return epoch % self.eval_every == 0 or epoch == self.epochs
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -35,8 +35,8 @@ SEEDS = "seeds.json"
 
 _LOCK = ".lock"
 
-# What may differ when a run is resumed: where things are and what computes, not what is computed.
-_FREE = ("data", "allow_unverified", "device", "compile", "profile", "out", "resume")
+# What may differ when a run is resumed: where things are, what computes and what is shown, not what is computed.
+_FREE = ("data", "allow_unverified", "device", "compile", "eval_every", "profile", "out", "resume")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -55,6 +55,7 @@ def summarise(
         epochs=recipe.epochs,
         steps_per_epoch=len(train),
         evaluated=evaluated,
+        eval_every=run.config.eval_every,
         notices=(*(_resumed(saved, rt, steps) if saved else ()), *_about(store)),
     )
 

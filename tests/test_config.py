@@ -21,6 +21,7 @@ from fastcifar.recipes import RECIPES, resolve
         (TrainConfig, {"batch_size": 1}, "batch_size must be a whole number at least 2"),
         (TrainConfig, {"lr": 0.0}, "lr must be a number above 0"),
         (TrainConfig, {"lr": float("nan")}, "lr must be a number above 0"),
+        (TrainConfig, {"eval_every": 0}, "eval_every must be a whole number at least 1, got 0"),
         (TrainConfig, {"seed": 2**64}, "seed must be a whole number from 0"),
         (TrainConfig, {"split": "all"}, "split must be one of report, full, holdout, got 'all'"),
         (TrainConfig, {"compile": "yes"}, "compile must be one of auto, on, off"),

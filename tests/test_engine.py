@@ -145,6 +145,31 @@ def test_full_has_no_validation_part_and_says_test(data: str) -> None:
     assert result.history[0].samples == 96  # of 100: the recipe drops the short batch
 
 
+def test_only_some_epochs_are_evaluated_and_training_is_the_same(data: str) -> None:
+    options: dict[str, Any] = {"recipe": "report", "epochs": 5}
+    each = fit(config(data, out=Path("each"), **options))
+    with pytest.raises(StoppedError):
+        fit(config(data, out=Path("some"), eval_every=3, **options), reporter=StopAfter(22))  # in the fifth epoch
+    some = fit(TrainConfig(resume=Path("some")))
+    assert [stats.epoch for stats in some.history if stats.eval_accuracy is not None] == [3, 5]
+    for one, other in zip(without_times(some.history), without_times(each.history), strict=True):
+        left_out = {} if one.epoch in (3, 5) else {"eval_loss": None, "eval_accuracy": None}
+        assert one == dataclasses.replace(other, **left_out)
+    assert_equal(weights(Path("some")), weights(Path("each")))
+    assert some.test.confusion == each.test.confusion
+    lines = [json.loads(line) for line in (some.path / "metrics.jsonl").read_text().splitlines()]
+    assert lines[0]["eval_every"] == 3
+    assert [line["eval_loss"] is None for line in lines[1:-1]] == [True, True, False, True, False]
+    assert [line["eval_seconds"] > 0 for line in lines[1:-1]] == [False, False, True, False, True]
+
+
+def test_a_resumed_run_may_be_evaluated_more_often(data: str) -> None:
+    with pytest.raises(StoppedError):
+        fit(config(data, out=Path("run"), epochs=4, eval_every=9), reporter=StopAfter(7))  # six steps an epoch
+    evaluated = [stats.eval_loss is not None for stats in fit(TrainConfig(resume=Path("run"), eval_every=2)).history]
+    assert evaluated == [False, True, False, True]
+
+
 def test_holdout_validates_on_training_images_it_does_not_train_on(data: str) -> None:
     result = fit(config(data, split="holdout", out=Path("run")))
     assert {stats.evaluated for stats in result.history} == {"validation"}

@@ -45,6 +45,18 @@ def test_curves_show_the_history(curves, fields, evaluated):
     assert axes.lines[0].get_linestyle() != axes.lines[1].get_linestyle()
 
 
+def test_epochs_that_were_not_evaluated_leave_no_gap():
+    history = [
+        stats if stats.epoch in (3, 5) else replace(stats, eval_loss=None, eval_accuracy=None)
+        for stats in make_epochs(5)
+    ]
+    train, validation = draw(loss_curves(history, title="x")).lines
+    assert list(train.get_xdata()) == [1, 2, 3, 4, 5]
+    assert list(validation.get_xdata()) == [3, 5]
+    assert list(validation.get_ydata()) == [history[2].eval_loss, history[4].eval_loss]
+    assert len(draw(accuracy_curves(history[:2], title="x")).lines[1].get_xdata()) == 0
+
+
 @pytest.mark.parametrize("epochs", [1, 2, 3, 7, 20, 200])
 def test_epochs_are_whole_numbers(epochs):
     axes = draw(loss_curves(make_epochs(epochs, epochs=epochs), title="x"))

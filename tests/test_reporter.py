@@ -163,6 +163,25 @@ def test_live_part_shows_progress_and_time_left():
     assert written(console).endswith("\x1b[?25h")
 
 
+def test_time_left_counts_the_evaluations_that_there_will_be():
+    clock, console = Clock(), make_console(120)
+    reporter = ConsoleReporter(console, clock=clock)
+    reporter.start(replace(make_summary(epochs=8), eval_every=3), ())
+    epochs = make_epochs(4, epochs=8)
+    no_evaluation = {"eval_loss": None, "eval_accuracy": None, "eval_seconds": 0.0}
+    reporter.epoch_end(replace(epochs[2], train_seconds=100.0, eval_seconds=10.0))
+    reporter.epoch_end(replace(epochs[3], train_seconds=100.0, **no_evaluation))
+    reporter.epoch_start(5)
+    for step in (1, 99):
+        reporter.train_step(step, 197, 12345.6)
+        clock.now += 50.0
+    # half an epoch, three more, and the evaluations after the sixth and the last
+    assert screen(written(console), 120)[-1].endswith("0:50 left, run 6:10 left")
+    row = next(line for line in screen(written(console), 120) if line.strip().startswith("4/8"))
+    assert row.split() == ["4/8", "0.5123", "84.98", "%", "-", "-", "100.00", "-", "1,706", "6.3e-04"]
+    reporter.close()
+
+
 def test_live_part_takes_two_lines_on_a_narrow_terminal():
     console = make_console(20)
     reporter = ConsoleReporter(console)
@@ -240,6 +259,10 @@ def test_plain_lines_off_a_terminal():
         "epoch 1/20: train loss 2.0123, train accuracy 39.98 %, validation loss 1.7568, validation accuracy 40.03 %, "
         "train 29.27 s, validation 2.14 s, 1,708 images/s, learning rate 1.0e-03"
     ) in lines
+    reporter.epoch_end(replace(make_epochs(1)[0], eval_loss=None, eval_accuracy=None, eval_seconds=0.0))
+    assert console.file.getvalue().splitlines()[-1] == (
+        "epoch 1/20: train loss 2.0123, train accuracy 39.98 %, train 29.27 s, 1,708 images/s, learning rate 1.0e-03"
+    )
     classes = [line.split()[0] for line in lines if re.match(r"[a-z]+ +\d+\.\d\d % ", line)]
     assert tuple(classes) == CIFAR10
     assert not any("\x1b" in line or "\r" in line or line != line.rstrip() for line in lines)

@@ -53,7 +53,11 @@ def train(job: Job, *, recipe: str, amp: bool = False) -> Outcome:
         tta_accuracy=result.test.tta_accuracy,
         train_seconds=before + result.run.train_seconds,
         eval_seconds=result.run.eval_seconds,
-        curve=tuple(zip(ends, (stats.eval_accuracy for stats in result.history), strict=True)),
+        curve=tuple(
+            (end, stats.eval_accuracy)
+            for end, stats in zip(ends, result.history, strict=True)
+            if stats.eval_accuracy is not None
+        ),
         curve_of=result.history[-1].evaluated,
         batch_size=stored["recipe"]["batch_size"],
         threads=torch.get_num_threads(),

@@ -7,6 +7,7 @@ assert command.stderr.count("\n") == 1
 """
 
 import contextlib
+import fcntl
 import os
 import pty
 import signal
@@ -15,9 +16,9 @@ import tempfile
 import threading
 import time
 import traceback
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from pathlib import Path
 
 import torch
 
@@ -43,7 +44,7 @@ class Forked:
         within: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext,
         on_terminal: bool = False,
     ) -> None:
-        self._folder = Path(tempfile.mkdtemp(prefix="fastcifar-forked-"))
+        self._out, self._err = (_Output() for _ in range(2))
         self.started = time.monotonic()
         before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)
         self.pid, self.terminal = pty.fork() if on_terminal else (os.fork(), -1)
@@ -53,8 +54,8 @@ class Forked:
                     signal.signal(number, signal.SIG_DFL)
                 signal.pthread_sigmask(signal.SIG_SETMASK, before)
                 if not on_terminal:
-                    _redirect(self._folder / "out", 1)
-                    _redirect(self._folder / "err", 2)
+                    self._out.take(1)
+                    self._err.take(2)
                 sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w", buffering=1)
                 sys.unraisablehook, threading.excepthook = sys.__unraisablehook__, threading.__excepthook__
                 sys.argv[1:] = arguments
@@ -78,18 +79,30 @@ class Forked:
     @property
     def stdout(self) -> str:
         """What it has said."""
-        return (self._folder / "out").read_text()
+        return self._out.read()
 
     @property
     def stderr(self) -> str:
         """What it has complained of."""
-        return (self._folder / "err").read_text()
+        return self._err.read()
 
 
-def _redirect(path: Path, descriptor: int) -> None:
-    opened = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(opened, descriptor)
-    os.close(opened)
+class _Output:
+    """A file without a name, which goes with whoever holds it: thousands of commands leave nothing behind."""
+
+    def __init__(self) -> None:
+        self._descriptor, path = tempfile.mkstemp(prefix="fastcifar-forked-")
+        os.unlink(path)
+        weakref.finalize(self, os.close, self._descriptor)
+        fcntl.fcntl(self._descriptor, fcntl.F_SETFL, os.O_APPEND)
+
+    def take(self, descriptor: int) -> None:
+        """Be what that descriptor of this process writes to."""
+        os.dup2(self._descriptor, descriptor)
+
+    def read(self) -> str:
+        """All that was written."""
+        return os.pread(self._descriptor, os.fstat(self._descriptor).st_size, 0).decode()
 
 
 def end_of_process(pid: int, seconds: float) -> int:
