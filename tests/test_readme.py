@@ -21,11 +21,16 @@ def test_the_python_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         exec(example, {})
 
 
-def test_links_and_pictures_exist() -> None:
-    root = Path(__file__).parent.parent
-    targets = [target for target in re.findall(r"\]\(([^)#]+)\)", README) if "://" not in target]
-    assert {"CHANGELOG.md", "CONTRIBUTING.md"} <= set(targets)
-    assert [target for target in targets if not (root / target).exists()] == []
+@pytest.mark.parametrize(
+    ("page", "some"),
+    [("README.md", {"CHANGELOG.md", "benchmarks/README.md"}), ("benchmarks/README.md", {"../README.md"})],
+)
+def test_links_and_pictures_exist(page: str, some: set[str]) -> None:
+    path = Path(__file__).parent.parent / page
+    targets = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", path.read_text(encoding="utf-8"))
+    own = [target for target in targets if "://" not in target]
+    assert some <= set(own)
+    assert [target for target in own if not (path.parent / target).exists()] == []
 
 
 @pytest.mark.parametrize("tool", ["tools/report_table", "tools/bench_table", "tools/console_picture"])

@@ -610,6 +610,20 @@ def test_the_tables_show_the_race(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert "made to run on a CPU, with float32 for half" in made
 
 
+def test_the_short_table_has_the_soonest_and_the_best(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    later = run(contestant="long", epochs=30.0, train_seconds=900.0, accuracy=0.75)
+    for more in (*many(), later, run(epochs=5.0, accuracy=0.2), report(arch="big"), run(arch="big", accuracy=0.1)):
+        Records(tmp_path / "recipe_race.json", "Which?", summarise).add(more)
+    monkeypatch.setattr(readme_tables, "RESULTS", tmp_path)
+    made = readme_tables.with_tables("\n".join(readme_tables.markers("recipe-summary")))
+    assert made.splitlines()[4:-2] == [
+        "| small, report | a CPU | the report's recipe, 20 epochs: 68.00 % in 1,000 s | "
+        "10.0 times as fast: fastcifar, 3 epochs, 100 s | +7.0 points: fastcifar, long, 30 epochs, 900 s |",
+        "| big, report | a CPU | the report's recipe, 20 epochs: 68.00 % in 1,000 s | "
+        "not reached: 3 epochs ended at 10.00 % of 68.00 % | -58.0 points: fastcifar, 3 epochs, 100 s |",
+    ]
+
+
 def test_errors_are_one_line_and_the_command_shows_what_there_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

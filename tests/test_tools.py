@@ -50,8 +50,9 @@ def test_a_block_is_replaced_and_nothing_else() -> None:
         readme_tables.replace_block(text, "y", [])
 
 
-def test_the_readme_shows_what_the_results_say() -> None:
-    text = readme_tables.README.read_text(encoding="utf-8")
+@pytest.mark.parametrize("page", readme_tables.PAGES, ids=lambda page: page.parent.name)
+def test_a_page_shows_what_the_results_say(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
     assert readme_tables.with_tables(text) == text, "run tools/bench_table"
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from table_cells import grid, percent
 
-__all__ = ["gpu_check_table", "gpu_training_table", "gpu_tries_table"]
+__all__ = ["gpu_check_table", "gpu_summary_table", "gpu_training_table", "gpu_tries_table"]
 
 _WAYS = {
     (False, False): "operation by operation",
@@ -24,7 +24,7 @@ _WAYS = {
 def gpu_check_table(content: Mapping[str, Any]) -> list[str]:
     """Markdown lines: the kernel beside a copy of as many bytes, the loader's images a second, and a note."""
     steps = content["steps"]
-    kernel, loader = steps["bandwidth"]["result"], steps["loader speed"]["result"]
+    kernel = steps["bandwidth"]["result"]
     rows = [
         [
             name,
@@ -36,7 +36,6 @@ def gpu_check_table(content: Mapping[str, Any]) -> list[str]:
         ]
         for name, measured in kernel.items()
     ]
-    speeds = [[name, f"{measured['median'] / 1e6:,.2f} million"] for name, measured in loader.items()]
     passed = ", ".join(name for name, step in steps.items() if step["ok"])
     failed = ", ".join(name for name, step in steps.items() if not step["ok"])
     more = content.get("note", "")
@@ -44,12 +43,25 @@ def gpu_check_table(content: Mapping[str, Any]) -> list[str]:
     return [
         *grid(["batch", "bytes read and written", "kernel", "", "with one warp", "a copy of as many bytes"], rows),
         "",
-        *grid(["`for images, labels in loader`", "images a second"], speeds),
-        "",
+        *_speeds(steps),
         *_side_by_side(steps),
         *_beside_airbench(steps),
         note,
     ]
+
+
+def gpu_summary_table(content: Mapping[str, Any]) -> list[str]:
+    """Markdown lines: the loader's images a second, net fast beside airbench94, and a note."""
+    steps = content["steps"]
+    return [*_speeds(steps), *_beside_airbench(steps), f"`tools/gpu_check`, in bfloat16. {_place(content)}."]
+
+
+def _speeds(steps: Mapping[str, Any]) -> list[str]:
+    """Markdown lines: the loader's images a second."""
+    rows = [
+        [name, f"{measured['median'] / 1e6:,.2f} million"] for name, measured in steps["loader speed"]["result"].items()
+    ]
+    return [*grid(["`for images, labels in loader`", "images a second"], rows), ""]
 
 
 def _side_by_side(steps: Mapping[str, Any]) -> list[str]:

@@ -1,4 +1,4 @@
-"""The tables of README.md, from benchmarks/results/*.json: no figure in it is typed by hand.
+"""The tables of README.md and benchmarks/README.md, from benchmarks/results/*.json: no figure there is typed by hand.
 
 Example:
     write_tables()      # replaces what stands between the markers
@@ -10,13 +10,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from gpu_tables import gpu_check_table, gpu_training_table, gpu_tries_table
-from recipe_tables import recipe_race_table
+from gpu_tables import gpu_check_table, gpu_summary_table, gpu_training_table, gpu_tries_table
+from recipe_tables import recipe_race_table, recipe_summary_table
 from table_cells import grid, measured, percent, where
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-README = ROOT / "README.md"
+PAGES = (ROOT / "README.md", ROOT / "benchmarks" / "README.md")
 
 # What the original report states, on the published pixels and a Colab GPU.
 REPORT = {
@@ -255,7 +255,9 @@ TABLES: tuple[tuple[str, str, Callable[[Any], list[str]]], ...] = (
     ("memory", "memory", memory_table),
     ("streaming", "streaming", streaming_table),
     ("recipe-race", "recipe_race", recipe_race_table),
+    ("recipe-summary", "recipe_race", recipe_summary_table),
     ("gpu-check", "gpu_check", gpu_check_table),
+    ("gpu-summary", "gpu_check", gpu_summary_table),
     ("gpu-training", "gpu_training", gpu_training_table),
     ("gpu-tries", "gpu_tries", gpu_tries_table),
 )
@@ -280,7 +282,7 @@ def markers(name: str) -> tuple[str, str]:
 
 
 def with_tables(text: str) -> str:
-    """README.md's `text` with every table that has markers there and results."""
+    """A page's `text` with every table that has markers there and results."""
     for name, file, lines in TABLES:
         path = RESULTS / f"{file}.json"
         if markers(name)[0] in text and path.exists():
@@ -289,5 +291,6 @@ def with_tables(text: str) -> str:
 
 
 def write_tables() -> None:
-    """Bring README.md up to date."""
-    README.write_text(with_tables(README.read_text(encoding="utf-8")), encoding="utf-8")
+    """Bring the pages up to date."""
+    for page in PAGES:
+        page.write_text(with_tables(page.read_text(encoding="utf-8")), encoding="utf-8")

@@ -1,7 +1,8 @@
 """The tables of the race of recipes: what each reached in which time, then each beside those it is held against.
 
 Example:
-    recipe_race_table(json.loads((RESULTS / "recipe_race.json").read_text()))
+    recipe_race_table(json.loads((RESULTS / "recipe_race.json").read_text()))       # everything
+    recipe_summary_table(json.loads((RESULTS / "recipe_race.json").read_text()))    # the best beside each
 """
 
 from collections.abc import Mapping
@@ -9,7 +10,7 @@ from typing import Any
 
 from table_cells import grid, percent
 
-__all__ = ["recipe_race_table"]
+__all__ = ["recipe_race_table", "recipe_summary_table"]
 
 _MODES = {"beside": "two runs at a time, each with 1 thread on a core of its own", "turn": "in turn, 2 threads"}
 
@@ -48,6 +49,33 @@ def recipe_race_table(content: Mapping[str, Any]) -> list[str]:
     head = ["net, split", "recipe", "epochs", "runs", "processor time", "test accuracy", "with test-time augmentation"]
     against = ["net, split", "recipe", "beside", "which reaches", "comes to that accuracy", "in that time"]
     return [*grid(head, recipes), *(["", *grid(against, pairs)] if pairs else []), "", note]
+
+
+def recipe_summary_table(content: Mapping[str, Any]) -> list[str]:
+    """Markdown lines: beside each that ours are held against, the soonest of ours and the best of ours."""
+    rows = []
+    for race in content["summary"]:
+        beside: dict[tuple[str, float], list[Mapping[str, Any]]] = {}
+        for pair in race["comparisons"]:
+            if pair["measure"] == "accuracy":
+                beside.setdefault((pair["base"], pair["base_epochs"]), []).append(pair)
+        for (base, epochs), pairs in sorted(beside.items()):
+            soonest = max(pairs, key=lambda pair: pair["time"].get("ratio", 0.0))
+            best = max(pairs, key=lambda pair: pair["accuracy"].get("mean", -1.0))
+            goal = f"{base}, {epochs:g} epochs: {percent(pairs[0]['goal'])} in {pairs[0]['limit']:,.0f} s"
+            time, accuracy = _pair(soonest)[-2], _pair(best)[-1]
+            if "ratio" in soonest["time"]:
+                time = f"{soonest['time']['ratio']:.1f} times as fast: {_run(soonest, soonest['time'])}"
+            if "mean" in best["accuracy"]:
+                accuracy = f"{100 * best['accuracy']['mean']:+.1f} points: {_run(best, best['accuracy'])}"
+            rows.append([f"{race['arch']}, {race['split']}", race["cpu"], goal, time, accuracy])
+    head = ["net, split", "machine", "beside", "comes to that accuracy", "in that time"]
+    return grid(head, rows)
+
+
+def _run(pair: Mapping[str, Any], reached: Mapping[str, Any]) -> str:
+    epochs = f"{reached['epochs']:g} epoch{'s' * (reached['epochs'] != 1)}"
+    return f"{pair['other']}, {epochs}, {reached['seconds']:,.0f} s"
 
 
 def _recipe(setting: Mapping[str, Any]) -> list[str]:

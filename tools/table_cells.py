@@ -1,4 +1,4 @@
-"""What the tables of README.md are made of.
+"""What the tables of README.md and benchmarks/README.md are made of.
 
 Example:
     grid(["net", "accuracy"], [["small", percent(0.8)]])
