@@ -53,7 +53,7 @@ def gpu_check_table(content: Mapping[str, Any]) -> list[str]:
 def gpu_summary_table(content: Mapping[str, Any]) -> list[str]:
     """Markdown lines: the loader's images a second, net fast beside airbench94, and a note."""
     steps = content["steps"]
-    return [*_speeds(steps), *_beside_airbench(steps), f"`tools/gpu_check`, in bfloat16. {_place(content)}."]
+    return [*_speeds(steps), *_beside_airbench(steps), f"`tools/gpu_check`; training in bfloat16. {_place(content)}."]
 
 
 def _speeds(steps: Mapping[str, Any]) -> list[str]:
