@@ -8,11 +8,11 @@ architectures, recipes and data sets are checked against their registries where 
 
 import dataclasses
 import math
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from fastcifar.checks import check_choice, check_integer, check_kind, check_number
 from fastcifar.errors import ConfigError
 
 __all__ = [
@@ -44,32 +44,6 @@ AmpDType = Literal["auto", "bfloat16", "float16"]
 CompileMode = Literal["auto", "on", "off"]
 
 
-def _choice(name: str, value: object, allowed: Any) -> None:
-    if value not in get_args(allowed):
-        raise ConfigError(f"{name} must be one of {', '.join(get_args(allowed))}, got {value!r}")
-
-
-def _integer(name: str, value: object, low: int, high: int | None = None) -> None:
-    most = 2**63 - 1 if high is None else high  # beyond, arithmetic overflows
-    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= most:
-        span = f"at least {low}" if high is None else f"from {low} to {high}"
-        raise ConfigError(f"{name} must be a whole number {span}, got {value!r:.100}")
-
-
-def _number(name: str, value: object, low: float, high: float = math.inf, *, above: bool = False) -> None:
-    fits = isinstance(value, int | float) and low <= value <= min(high, sys.float_info.max)  # an int may be larger
-    if not fits or (above and value == low):
-        span = f"above {low:g}" if above else f"at least {low:g}"
-        raise ConfigError(
-            f"{name} must be a number {span}{f' and at most {high:g}' if high < math.inf else ''}, got {value!r}"
-        )
-
-
-def _kind(name: str, value: object, kind: Any, words: str) -> None:
-    if not isinstance(value, kind):
-        raise ConfigError(f"{name} must be {words}, got {value!r}")
-
-
 @dataclass(frozen=True, kw_only=True)
 class Augment:
     """Augmentation, drawn for each sample from (seed, epoch, sample)."""
@@ -94,15 +68,15 @@ class Augment:
     """Alpha of CutMix's Beta distribution; 0 for none. Where mixup is on too, each sample has one of them."""
 
     def __post_init__(self) -> None:
-        _integer("crop", self.crop, 0)
-        _choice("padding", self.padding, Padding)
-        _choice("flip", self.flip, Flip)
-        _integer("cutout", self.cutout, 0)
-        _choice("policy", self.policy, PolicyName)
-        _integer("num_ops", self.num_ops, 1, 2**16)
-        _integer("magnitude", self.magnitude, 0, 30)
-        _number("mixup", self.mixup, 0)
-        _number("cutmix", self.cutmix, 0)
+        check_integer("crop", self.crop, 0)
+        check_choice("padding", self.padding, get_args(Padding))
+        check_choice("flip", self.flip, get_args(Flip))
+        check_integer("cutout", self.cutout, 0)
+        check_choice("policy", self.policy, get_args(PolicyName))
+        check_integer("num_ops", self.num_ops, 1, 2**16)
+        check_integer("magnitude", self.magnitude, 0, 30)
+        check_number("mixup", self.mixup, 0)
+        check_number("cutmix", self.cutmix, 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,29 +132,29 @@ class Recipe:
     shift (flip, at two shifts by one pixel too)."""
 
     def __post_init__(self) -> None:
-        _choice("split", self.split, Scheme)
-        _integer("epochs", self.epochs, 1)
-        _integer("batch_size", self.batch_size, 2)  # BatchNorm needs two samples
-        _choice("optimizer", self.optimizer, Optimizer)
-        _number("lr", self.lr, 0, above=True)
-        _number("momentum", self.momentum, 0, 1)
-        _number("muon_momentum", self.muon_momentum, 0, 1)
-        _number("vector_lr", self.vector_lr, 0)
-        _number("head_lr", self.head_lr, 0)
-        _kind("drop_last", self.drop_last, bool, "True or False")
-        _number("weight_decay", self.weight_decay, 0)
-        _choice("schedule", self.schedule, Schedule)
-        _number("warmup", self.warmup, 0, 1)
-        _number("final_lr", self.final_lr, 0, 1)
-        _number("label_smoothing", self.label_smoothing, 0, 1)
-        _choice("scaling", self.scaling, Scaling)
+        check_choice("split", self.split, get_args(Scheme))
+        check_integer("epochs", self.epochs, 1)
+        check_integer("batch_size", self.batch_size, 2)  # BatchNorm needs two samples
+        check_choice("optimizer", self.optimizer, get_args(Optimizer))
+        check_number("lr", self.lr, 0, above=True)
+        check_number("momentum", self.momentum, 0, 1)
+        check_number("muon_momentum", self.muon_momentum, 0, 1)
+        check_number("vector_lr", self.vector_lr, 0)
+        check_number("head_lr", self.head_lr, 0)
+        check_kind("drop_last", self.drop_last, bool, "True or False")
+        check_number("weight_decay", self.weight_decay, 0)
+        check_choice("schedule", self.schedule, get_args(Schedule))
+        check_number("warmup", self.warmup, 0, 1)
+        check_number("final_lr", self.final_lr, 0, 1)
+        check_number("label_smoothing", self.label_smoothing, 0, 1)
+        check_choice("scaling", self.scaling, get_args(Scaling))
         self._check_resolutions()
-        _choice("averaging", self.averaging, Averaging)
-        _integer("averaging_every", self.averaging_every, 1)
-        _number("averaging_decay", self.averaging_decay, 0, 1)
-        _choice("whiten", self.whiten, Whiten)
-        _number("norm_momentum", self.norm_momentum, 0, 1, above=True)
-        _choice("tta", self.tta, Tta)
+        check_choice("averaging", self.averaging, get_args(Averaging))
+        check_integer("averaging_every", self.averaging_every, 1)
+        check_number("averaging_decay", self.averaging_decay, 0, 1)
+        check_choice("whiten", self.whiten, get_args(Whiten))
+        check_number("norm_momentum", self.norm_momentum, 0, 1, above=True)
+        check_choice("tta", self.tta, get_args(Tta))
 
     def _check_resolutions(self) -> None:
         stages: object = self.resolutions
@@ -189,8 +163,8 @@ class Recipe:
                 f"resolutions must be pairs of a side in pixels and a fraction of the steps, got {stages!r}"
             )
         for side, fraction in stages:
-            _integer("resolutions: a side", side, 1)
-            _number("resolutions: a fraction of the steps", fraction, 0, 1, above=True)
+            check_integer("resolutions: a side", side, 1)
+            check_number("resolutions: a fraction of the steps", fraction, 0, 1, above=True)
         total = math.fsum(fraction for _, fraction in stages)
         if total > 1 + 1e-9:  # decimal fractions that make 1 may sum to a little more
             raise ConfigError(f"resolutions: the fractions of the steps must sum to at most 1, got {total:g}")
@@ -266,28 +240,28 @@ class TrainConfig:
         for name in ("data", "out", "resume"):
             if isinstance(value := getattr(self, name), str):
                 object.__setattr__(self, name, Path(value))
-            _kind(name, getattr(self, name), Path | None, "a path or None")
+            check_kind(name, getattr(self, name), Path | None, "a path or None")
         object.__setattr__(self, "dataset", str(self.dataset) if isinstance(self.dataset, Path) else self.dataset)
         for name in ("arch", "dataset", "recipe"):
-            _kind(name, getattr(self, name), str, "a name")
+            check_kind(name, getattr(self, name), str, "a name")
         for name in ("allow_unverified", "amp", "channels_last", "cuda_graphs", "profile"):
-            _kind(name, getattr(self, name), bool, "True or False")
+            check_kind(name, getattr(self, name), bool, "True or False")
         object.__setattr__(self, "device", str(self.device))  # a torch.device too
         if isinstance(self.change, str) or not all(isinstance(change, str) for change in self.change):
             raise ConfigError(f"change must be a tuple of texts such as 'lr=0.1', got {self.change!r}")
         object.__setattr__(self, "change", tuple(self.change))
         if self.split is not None:
-            _choice("split", self.split, Scheme)
+            check_choice("split", self.split, get_args(Scheme))
         if self.epochs is not None:
-            _integer("epochs", self.epochs, 1)
+            check_integer("epochs", self.epochs, 1)
         if self.batch_size is not None:
-            _integer("batch_size", self.batch_size, 2)
+            check_integer("batch_size", self.batch_size, 2)
         if self.lr is not None:
-            _number("lr", self.lr, 0, above=True)
-        _integer("seed", self.seed, 0, 2**64 - 1)
-        _integer("eval_every", self.eval_every, 1)
-        _choice("amp_dtype", self.amp_dtype, AmpDType)
-        _choice("compile", self.compile, CompileMode)
+            check_number("lr", self.lr, 0, above=True)
+        check_integer("seed", self.seed, 0, 2**64 - 1)
+        check_integer("eval_every", self.eval_every, 1)
+        check_choice("amp_dtype", self.amp_dtype, get_args(AmpDType))
+        check_choice("compile", self.compile, get_args(CompileMode))
         if self.amp_dtype != "auto" and not self.amp:
             raise ConfigError(f"amp_dtype {self.amp_dtype} needs amp (--amp)")
         if self.out is not None and self.resume is not None:

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from fastcifar import checkpoint, runs
-from fastcifar.config import Recipe, Tta
+from fastcifar.config import Tta
 from fastcifar.data.store import ArrayStore
 from fastcifar.errors import CheckpointError, ConfigError, DivergedError, OutputError, StoppedError
 from fastcifar.evaluation import Evaluation, StopSeenError, eval_loader, evaluate, test_stats
@@ -23,6 +23,7 @@ from fastcifar.nets import build_model, count_parameters, prepare
 from fastcifar.outcome import outcome, write_pages
 from fastcifar.profiling import StepProfiler
 from fastcifar.ranks import ALONE, Ranks
+from fastcifar.recipes import check_steps
 from fastcifar.reporter import Reporter, RunResult
 from fastcifar.runtime import ALONE_IN_PROCESS, Runtime, arithmetic, environment, is_compile_error, seed_everything
 from fastcifar.signals import StopRequest
@@ -77,7 +78,7 @@ class Job:
         )
         if f"{recipe.split}/test" not in store.split_names():
             raise ConfigError(f"{store.name} has no test images in split {recipe.split!r}: convert it with a test part")
-        _check_steps(recipe, self.loader, ranks)
+        check_steps(recipe, images=len(self.loader.dataset), steps=len(self.loader), ranks=ranks.size)
         self.eval_loader = eval_loader(store, f"{recipe.split}/{self.evaluated}", recipe, rt, ranks=ranks)
         steps = recipe.epochs * len(self.loader)
         with ALONE_IN_PROCESS:
@@ -285,19 +286,3 @@ class Job:
                 write_pages(run, history, result, environment=self.environment, choices=self.summary.choices)
         self.reporter.finish(result)
         return FitResult(path=run.path, history=history, test=test, run=result)
-
-
-def _check_steps(recipe: Recipe, loader: Loader, ranks: Ranks) -> None:
-    """That the training images make batches, each of which BatchNorm and every rank can work with."""
-    images, size = len(loader.dataset), recipe.batch_size
-    if len(loader) == 0:
-        raise ConfigError(f"batch_size {size} is more than the {images} training images")
-    if size < ranks.size:
-        raise ConfigError(f"batch_size {size} is less than an image for each of {ranks.size} ranks")
-    left = images % size
-    if not recipe.drop_last and 0 < left < max(2, ranks.size):  # BatchNorm needs two samples, each rank one
-        short = f"leaves {left if left > 1 else 'one'} of {images} images over"
-        raise ConfigError(f"batch_size {size} {short}: choose another")
-    steps = recipe.epochs * len(loader)
-    if recipe.averaging != "none" and recipe.averaging_every > steps:
-        raise ConfigError(f"averaging_every {recipe.averaging_every} is more than the run's {steps} steps")

@@ -12,19 +12,22 @@ import logging
 from collections.abc import Callable, Iterator
 from numbers import Integral
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
-from torch.utils.data import IterableDataset, get_worker_info
+from torch.utils.data import IterableDataset
 
 from fastcifar.batch_op import batch_op, register
+from fastcifar.batches import Batch, Batches
+from fastcifar.checks import check_choice, check_integer
 from fastcifar.config import Augment, Scaling
 from fastcifar.data.store import ArrayStore
 from fastcifar.errors import ConfigError
 from fastcifar.kernels.plan import DType, Order, Plan, check_plan, rank_part, scale_and_shift
 from fastcifar.pipeline import Backend, Pipeline, choose_backend
 from fastcifar.placement import Placement, choose_placement
+from fastcifar.position import Position
 from fastcifar.runtime import find_device
 
 __all__ = ["Augment", "Batch", "Loader"]
@@ -33,27 +36,11 @@ _DTYPES: dict[torch.dtype, DType] = {torch.float32: "float32", torch.bfloat16: "
 _log = logging.getLogger(__name__)
 
 
-class Batch(NamedTuple):
-    """One batch; unpacks as `images, labels`."""
-
-    images: Tensor
-    """floating [B, C, H, W]."""
-    labels: Tensor
-    """int64[B]; -100, which `cross_entropy` ignores, where a row is padding. With mixup or CutMix float32[B, K],
-    whose rows sum to 1, or to 0 where a row is padding."""
-
-    @property
-    def mask(self) -> Tensor:
-        """bool[B]: True where a row is a sample, False where it is padding."""
-        return self.labels >= 0 if self.labels.dim() == 1 else self.labels.sum(1) > 0
-
-
 class Loader:
     """Batches of a split of a store.
 
-    Each pass (`for images, labels in loader`) is one epoch and draws a new order and new augmentation.
-    A pass that was broken off is not continued: the next begins the next epoch. To go on within an
-    epoch, restore `state_dict`.
+    Each pass (`for images, labels in loader`) is one epoch and draws a new order and new augmentation. A pass that was
+    broken off is not continued: the next begins the next epoch. To go on within an epoch, restore `state_dict`.
 
     Args:
         store: an open store, or what `open_store` takes.
@@ -119,8 +106,7 @@ class Loader:
             ("backend", backend, get_args(Backend)),
             ("dtype", dtype, tuple(_DTYPES)),
         ):
-            if value not in allowed:
-                raise ConfigError(f"{name} must be one of {', '.join(map(str, allowed))}, got {value!r}")
+            check_choice(name, value, allowed)
         for name, number, low, high in (
             ("batch_size", batch_size, 1, 2**31 - 1),
             ("seed", seed, 0, 2**64 - 1),
@@ -129,8 +115,7 @@ class Loader:
             ("block_size", block_size, 1, 2**31 - 1),
             ("window", window, 1, 2**31 - 1),
         ):
-            if not isinstance(number, Integral) or isinstance(number, bool) or not low <= number <= high:
-                raise ConfigError(f"{name} must be a whole number from {low} to {high}, got {number!r}")
+            check_integer(name, number, low, high, kind=Integral)
         batch_size, seed, rank, world_size = int(batch_size), int(seed), int(rank), int(world_size)  # NumPy's too
         if drop_last and pad_last:
             raise ConfigError("drop_last and pad_last cannot both be on")
@@ -140,13 +125,14 @@ class Loader:
             raise ConfigError(f"transform must be a module or a callable, got {transform!r}")
         self.device = find_device(device)
         self.backend = choose_backend(backend, self.device)
-        self.store = store if isinstance(store, ArrayStore) else _open(store)
+        if not isinstance(store, ArrayStore):
+            from fastcifar.data.datasets import open_store  # 0.03 s: what fetches and converts comes with it
+
+            store = open_store(store)
+        self.store = store
         self.dataset = self.store.split(split)  # what a DataLoader calls so
-        self.batch_size = batch_size
-        self.drop_last = drop_last
-        self.pad_last = pad_last
-        self.rank = rank
-        self.world_size = world_size
+        self.batch_size, self.drop_last, self.pad_last = batch_size, drop_last, pad_last
+        self.rank, self.world_size = rank, world_size
         augment = augment or Augment()
         scale, shift = scale_and_shift(scaling, self.dataset.mean, self.dataset.std)
         rows = self.dataset.rows
@@ -170,7 +156,7 @@ class Loader:
         check_plan(self._plan, self.store.images.shape, len(self.store.labels))
         if augment.policy != "none" and self.store.image_shape[2] not in (1, 3):
             raise ConfigError(f"policy {augment.policy!r} needs grey or RGB images, not {self.store.image_shape}")
-        self._identity = {
+        identity = {
             "digest": self.store.digest,
             "split": self.dataset.name,
             "batch_size": batch_size,
@@ -182,7 +168,7 @@ class Loader:
             "augment": dataclasses.asdict(augment),
         }
         self.placement, self.placement_reason = choose_placement(placement, self.store, self.device)
-        if self.backend == "dali" and self.placement == "device" and self.device.type != "cpu":
+        if (self.backend, self.placement) == ("dali", "device") and self.device.type != "cpu":
             self.placement, self.placement_reason = "host", "host: DALI takes batches from host memory"
         _log.info("%s: placement %s", self.store.name, self.placement_reason)
         self._pipeline = Pipeline(
@@ -194,13 +180,11 @@ class Loader:
             device=self.device,
             transform=transform,
         )
-        self._transform = transform
-        self._dtype = dtype
+        self._transform, self._dtype = transform, dtype
         self._soft = bool(augment.mixup or augment.cutmix)
         self._capacity = -(-batch_size // world_size)  # rows of this rank's part of a full batch, at most
         self._handle = register(self)
-        self._epoch, self._step = 0, 0
-        self._broken_off = False
+        self._position = Position(steps=len(self), identity=identity)
 
     def __len__(self) -> int:
         """Batches in an epoch; the same for every rank and epoch."""
@@ -243,11 +227,11 @@ class Loader:
 
     def make_at(self, position: Tensor) -> tuple[Tensor, Tensor]:
         """What the operator of `batch_at` does."""
-        if self._pipeline.at is not None:
-            ranks = {"rank": self.rank, "world_size": self.world_size}
-            return self._pipeline.at(position, batch_size=self.batch_size, **ranks, capacity=self._capacity)
-        epoch, step = position.tolist()
-        return self._make(epoch, step, self._capacity)
+        if self._pipeline.at is None:
+            epoch, step = position.tolist()
+            return self._make(epoch, step, self._capacity)
+        ranks = {"rank": self.rank, "world_size": self.world_size}
+        return self._pipeline.at(position, batch_size=self.batch_size, **ranks, capacity=self._capacity)
 
     def like(self, position: Tensor) -> tuple[Tensor, Tensor]:
         """Tensors as `batch_at` gives them, without values."""
@@ -272,24 +256,14 @@ class Loader:
         return first, count, *rank_part(count, self.rank, self.world_size)
 
     def positions(self) -> Iterator[tuple[int, int]]:
-        """The positions (epoch, step) of a pass, whose batches `batch` or `batch_at` makes.
-
-        They move the loader's own position as its batches do.
-        """
-        if self._broken_off:
-            self.set_epoch(self._epoch + 1)
-        epoch = self._epoch
-        for step in range(self._step, len(self)):
-            self._step, self._broken_off = step + 1, True
-            yield epoch, step
-        self.set_epoch(epoch + 1)
+        """The positions (epoch, step) of a pass, for `batch` or `batch_at`; they move the loader's own."""
+        return self._position.walk()
 
     def __iter__(self) -> Iterator[Batch]:
-        prepares = self._pipeline.prepares
         try:
             for epoch, step in self.positions():
                 batch = self.batch(epoch, step)
-                if prepares and step + 1 < len(self):
+                if self._pipeline.prepares and step + 1 < len(self):
                     first, _, low, high = self._span(step + 1)
                     self._pipeline.prepare(epoch=epoch, start=first + low, size=high - low)
                 yield batch
@@ -303,13 +277,11 @@ class Loader:
         Raises:
             ConfigError: `epoch` is not from 0 to 2**32 - 1.
         """
-        if not isinstance(epoch, int) or not 0 <= epoch < 2**32:
-            raise ConfigError(f"epoch must be a whole number from 0 to {2**32 - 1}, got {epoch!r}")
-        self._epoch, self._step, self._broken_off = epoch, 0, False
+        self._position.set_epoch(epoch)
 
     def state_dict(self) -> dict[str, Any]:
         """The position (epoch, and the step of the next batch) and what it is a position in."""
-        return {"version": 1, "epoch": self._epoch, "step": self._step, **self._identity}
+        return self._position.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where the loader that gave `state` stood, on any device, rank and world size.
@@ -317,16 +289,7 @@ class Loader:
         Raises:
             ConfigError: `state` is of other data or options, which are named.
         """
-        if state.get("version") != 1:
-            raise ConfigError(f"loader state has version {state.get('version')!r}, this fastcifar reads 1")
-        for name, own in self._identity.items():
-            if state.get(name) != own:
-                raise ConfigError(f"loader state is of other data: its {name} is {state.get(name)!r}, here {own!r}")
-        epoch, step = state.get("epoch"), state.get("step")
-        self.set_epoch(epoch)  # type: ignore[arg-type]  # which checks it
-        if not isinstance(step, int) or not 0 <= step <= len(self):
-            raise ConfigError(f"loader state has step {step!r}, an epoch has {len(self)}")
-        self._step = step
+        self._position.load_state_dict(state)
 
     def as_iterable_dataset(self) -> "IterableDataset[Batch]":
         """An `IterableDataset` of this loader's batches, for what insists on one.
@@ -334,26 +297,4 @@ class Loader:
         `DataLoader(loader.as_iterable_dataset(), batch_size=None)` gives the same batches; it needs no workers
         and refuses them.
         """
-        return _Batches(self)
-
-
-def _open(name: str | Path) -> ArrayStore:
-    from fastcifar.data.datasets import open_store  # 0.03 s to import: what fetches and converts comes with it
-
-    return open_store(name)
-
-
-class _Batches(IterableDataset[Batch]):
-    def __init__(self, loader: Loader) -> None:
-        self.loader = loader
-
-    def __iter__(self) -> Iterator[Batch]:
-        if get_worker_info() is not None:
-            raise ConfigError("num_workers must be 0 for the batches of a Loader: each worker would make them all")
-        return iter(self.loader)
-
-    def __len__(self) -> int:
-        return len(self.loader)
-
-    def set_epoch(self, epoch: int) -> None:
-        self.loader.set_epoch(epoch)
+        return Batches(self)

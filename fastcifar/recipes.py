@@ -11,7 +11,7 @@ from fastcifar.changes import apply_changes, changed_fields
 from fastcifar.config import Augment, Recipe, TrainConfig
 from fastcifar.errors import ConfigError
 
-__all__ = ["RECIPES", "describe", "resolve"]
+__all__ = ["RECIPES", "check_steps", "describe", "resolve"]
 
 # Lower resolution first: both nets take 20x20 images with the same weights at 0.39 of the work. Muon comes to an
 # accuracy in half the epochs of SGD; its step costs the same for any batch, so batches are not small.
@@ -82,6 +82,32 @@ def resolve(config: TrainConfig) -> Recipe:
             raise ConfigError(f"{option} and --change {change} set the same: give one of them")
     recipe = dataclasses.replace(RECIPES[config.recipe], **_OF_NETS.get((config.recipe, config.arch), {}))
     return dataclasses.replace(apply_changes(recipe, config.change), **options)
+
+
+def check_steps(recipe: Recipe, *, images: int, steps: int, ranks: int) -> None:
+    """That the training images make batches, each of which BatchNorm and every rank can work with.
+
+    Args:
+        recipe: the recipe.
+        images: for training.
+        steps: in an epoch.
+        ranks: that train one run together.
+
+    Raises:
+        ConfigError: they don't, or there are fewer steps than the recipe's averaging needs.
+    """
+    size = recipe.batch_size
+    if steps == 0:
+        raise ConfigError(f"batch_size {size} is more than the {images} training images")
+    if size < ranks:
+        raise ConfigError(f"batch_size {size} is less than an image for each of {ranks} ranks")
+    left = images % size
+    if not recipe.drop_last and 0 < left < max(2, ranks):  # BatchNorm needs two samples, each rank one
+        short = f"leaves {left if left > 1 else 'one'} of {images} images over"
+        raise ConfigError(f"batch_size {size} {short}: choose another")
+    steps *= recipe.epochs
+    if recipe.averaging != "none" and recipe.averaging_every > steps:
+        raise ConfigError(f"averaging_every {recipe.averaging_every} is more than the run's {steps} steps")
 
 
 def describe(recipe: Recipe, *, side: int | None = None) -> str:

@@ -8,14 +8,13 @@ Only `JsonLinesReporter` touches anything: the file it was given.
     reporter.epoch_end(stats)
 """
 
-import dataclasses
 import json
 import logging
 import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, Protocol, TypeAlias
 
@@ -164,7 +163,7 @@ class JsonLinesReporter(NullReporter):
     def start(self, summary: RunSummary, history: Sequence[EpochStats]) -> None:
         """Write "run" and the history, atomically, in place of any older file."""
         self.close()
-        lines = [_line("run", _fields(summary)), *(_line("epoch", _fields(stats)) for stats in history)]
+        lines = [_line("run", asdict(summary)), *(_line("epoch", asdict(stats)) for stats in history)]
         with self._writing():
             self._path.parent.mkdir(parents=True, exist_ok=True)
             publish_bytes(self._path, b"".join(lines))
@@ -172,11 +171,11 @@ class JsonLinesReporter(NullReporter):
 
     def epoch_end(self, stats: EpochStats) -> None:
         """Append an "epoch" line."""
-        self._append(_line("epoch", _fields(stats)))
+        self._append(_line("epoch", asdict(stats)))
 
     def finish(self, result: RunResult) -> None:
         """Append the "test" line, and close: some systems say only then that what was written is lost."""
-        fields = _fields(result)
+        fields = asdict(result)
         self._append(_line("test", fields.pop("test") | fields | {"files": dict(result.files)}))
         with self._writing():
             self.close()
@@ -200,10 +199,6 @@ class JsonLinesReporter(NullReporter):
             yield
         except OSError as error:
             raise OutputError(f"{self._path} cannot be written: {error.strerror or error}") from None
-
-
-def _fields(record: RunSummary | RunResult | EpochStats) -> dict[str, Any]:
-    return dataclasses.asdict(record)
 
 
 def _line(kind: str, fields: dict[str, Any]) -> bytes:

@@ -62,7 +62,7 @@ class Outcome:
         tta_accuracy: with that; None without it.
         train_seconds: of training alone, its input included, evaluation not.
         eval_seconds: of all evaluations.
-        curve: (training seconds, accuracy) after each epoch.
+        curve: (training seconds, accuracy) after each epoch that was evaluated.
         curve_of: the part of the data that the curve's accuracies are of: "test" or "validation".
         batch_size: samples in a batch.
         threads: of the framework.

@@ -64,7 +64,7 @@ def draw(races: Sequence[Race]) -> Figure:
     for axes in panels[len(shown) :]:
         axes.remove()
     rings = any(run["tta_accuracy"] for race in shown for group in race.groups for run in group.runs)
-    said = ["dots: test accuracy at the end", "rings: with test-time augmentation", "lines: after each epoch"]
+    said = ["dots: test accuracy at the end", "rings: with test-time augmentation", "lines: on the way"]
     if not rings:
         del said[1]
     label = f"processor time of training ({'; '.join(said)})"

@@ -3,7 +3,7 @@
 Threads that make the same job share its state and take chunks of images from it until none is left (see `cpu_jobs`). No
 function here holds a Python lock, allocates or can fail; each reads and writes only the addresses it is given.
 
-    make(job)                   # make the job's batch; see `cpu_fields` for what a job is
+    make(job)    # make the job's batch; see `cpu_fields` for what a job is
 
 Addresses rather than arrays: one version serves read-only maps, float32 and 16-bit outputs, is called
 in 1 us, and needs nothing of numba's when it is loaded. Each image is staged once (flipped, padded and
@@ -17,15 +17,7 @@ Legend: H x W pixels, C channels.
 
 import numpy as np
 
-from fastcifar.kernels.cpu_fields import (
-    CAME,
-    CHUNK,
-    KEYS,
-    MADE,
-    NEXT,
-    SCRATCH,
-    SLACK,
-)
+from fastcifar.kernels.cpu_fields import CAME, CHUNK, KEYS, MADE, NEXT, SCRATCH, SLACK
 from fastcifar.kernels.cpu_random import fill_keys, permute, permute_blocks, philox
 from fastcifar.kernels.cpu_words import (
     bfloat16_bits,

@@ -1,0 +1,66 @@
+"""Checks of what a user may set: each raises a `ConfigError` that names the option, what it may be, and what it was.
+
+check_integer("epochs", epochs, 1)      # "epochs must be a whole number at least 1, got 0"
+"""
+
+import math
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from fastcifar.errors import ConfigError
+
+__all__ = ["check_choice", "check_integer", "check_kind", "check_number"]
+
+
+def check_choice(name: str, value: object, allowed: Sequence[object]) -> None:
+    """That `value` is one of those allowed.
+
+    Raises:
+        ConfigError: it is none of them.
+    """
+    if value not in allowed:
+        raise ConfigError(f"{name} must be one of {', '.join(map(str, allowed))}, got {value!r}")
+
+
+def check_integer(name: str, value: object, low: int, high: int | None = None, *, kind: type = int) -> None:
+    """That `value` is a whole number, and no truth value.
+
+    Args:
+        name: of the option.
+        value: what it was set to.
+        low: the least allowed.
+        high: the most allowed; None for what 64 bits hold.
+        kind: what counts as a whole number; `numbers.Integral` for NumPy's too.
+
+    Raises:
+        ConfigError: it is none, or out of range.
+    """
+    most = 2**63 - 1 if high is None else high  # beyond, arithmetic overflows
+    if not isinstance(value, kind) or isinstance(value, bool) or not low <= value <= most:  # type: ignore[operator]
+        span = f"at least {low}" if high is None else f"from {low} to {high}"
+        raise ConfigError(f"{name} must be a whole number {span}, got {value!r:.100}")
+
+
+def check_number(name: str, value: object, low: float, high: float = math.inf, *, above: bool = False) -> None:
+    """That `value` is a finite number from `low`, or `above` it, to `high`.
+
+    Raises:
+        ConfigError: it is none, or out of range.
+    """
+    fits = isinstance(value, int | float) and low <= value <= min(high, sys.float_info.max)  # an int may be larger
+    if not fits or (above and value == low):
+        span = f"above {low:g}" if above else f"at least {low:g}"
+        raise ConfigError(
+            f"{name} must be a number {span}{f' and at most {high:g}' if high < math.inf else ''}, got {value!r}"
+        )
+
+
+def check_kind(name: str, value: object, kind: Any, words: str) -> None:
+    """That `value` is a `kind`, which `words` tell.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    if not isinstance(value, kind):
+        raise ConfigError(f"{name} must be {words}, got {value!r}")
