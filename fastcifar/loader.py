@@ -20,7 +20,7 @@ from torch.utils.data import IterableDataset
 
 from fastcifar.batch_op import batch_op, register
 from fastcifar.batches import Batch, Batches
-from fastcifar.checks import check_choice, check_integer
+from fastcifar.checks import check_choice, check_integer, check_kind
 from fastcifar.config import Augment, Scaling
 from fastcifar.data.store import ArrayStore
 from fastcifar.errors import ConfigError
@@ -111,18 +111,17 @@ class Loader:
             ("batch_size", batch_size, 1, 2**31 - 1),
             ("seed", seed, 0, 2**64 - 1),
             ("world_size", world_size, 1, 2**31 - 1),
-            ("rank", rank, 0, world_size - 1),
             ("block_size", block_size, 1, 2**31 - 1),
             ("window", window, 1, 2**31 - 1),
         ):
             check_integer(name, number, low, high, kind=Integral)
-        batch_size, seed, rank, world_size = int(batch_size), int(seed), int(rank), int(world_size)  # NumPy's too
+        check_integer("rank", rank, 0, int(world_size) - 1, kind=Integral)
+        numbers = (batch_size, seed, rank, world_size, block_size, window)
+        batch_size, seed, rank, world_size, block_size, window = map(int, numbers)  # NumPy's too
         if drop_last and pad_last:
             raise ConfigError("drop_last and pad_last cannot both be on")
-        if augment is not None and not isinstance(augment, Augment):
-            raise ConfigError(f"augment must be an Augment or None, got {augment!r}")
-        if transform is not None and not callable(transform):
-            raise ConfigError(f"transform must be a module or a callable, got {transform!r}")
+        check_kind("augment", augment, Augment | None, "an Augment or None")
+        check_kind("transform", transform, Callable | None, "a module or a callable")
         self.device = find_device(device)
         self.backend = choose_backend(backend, self.device)
         if not isinstance(store, ArrayStore):
@@ -240,7 +239,7 @@ class Loader:
         shape = (self._capacity, channels, height, width)
         images = torch.empty(shape, dtype=self._dtype, device=position.device, memory_format=memory)
         if self._soft:
-            return images, torch.empty((self._capacity, len(self.store.classes)), device=position.device)
+            return images, images.new_empty((self._capacity, len(self.store.classes)), dtype=torch.float32)
         return images, torch.empty(self._capacity, dtype=torch.int64, device=position.device)
 
     def _make(self, epoch: int, step: int, capacity: int | None) -> tuple[Tensor, Tensor]:
@@ -257,19 +256,20 @@ class Loader:
 
     def positions(self) -> Iterator[tuple[int, int]]:
         """The positions (epoch, step) of a pass, for `batch` or `batch_at`; they move the loader's own."""
-        return self._position.walk()
+        return self._position.walk(lambda epoch, step: (epoch, step))
 
     def __iter__(self) -> Iterator[Batch]:
         try:
-            for epoch, step in self.positions():
-                batch = self.batch(epoch, step)
-                if self._pipeline.prepares and step + 1 < len(self):
-                    first, _, low, high = self._span(step + 1)
-                    self._pipeline.prepare(epoch=epoch, start=first + low, size=high - low)
-                yield batch
-                del batch  # its memory is used again as soon as nobody else has it
+            yield from self._position.walk(self._in_turn)
         finally:
             self._pipeline.close()
+
+    def _in_turn(self, epoch: int, step: int) -> Batch:
+        batch = self.batch(epoch, step)
+        if self._pipeline.prepares and step + 1 < len(self):
+            first, _, low, high = self._span(step + 1)
+            self._pipeline.prepare(epoch=epoch, start=first + low, size=high - low)
+        return batch
 
     def set_epoch(self, epoch: int) -> None:
         """Let the next pass be epoch `epoch`, from its first batch.

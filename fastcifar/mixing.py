@@ -74,7 +74,7 @@ class Mixer:
         quantile = w0 >> 20
         other = images[partner]
         mixup, cutmix = self._kinds
-        share = torch.ones(count, device=rows.device)
+        share = torch.ones(count, dtype=torch.float32, device=rows.device)
         mixed = images
         if mixup:
             share = self._shares[quantile]

@@ -65,7 +65,7 @@ class ConvNet(nn.Module):
     In training on a CPU, channels-last, its ReLUs, BatchNorms and pools run as one operation (see `norms`); their
     modules hold the parameters, and their forward hooks are not called then. In float32 on a CPU, convolutions take a
     quarter of the multiplications (see `winograd`); in bfloat16 on one with matrix units, those of small images take
-    many of these side by side (see `strips`).
+    many of these side by side (see `strips`). Gradients of gradients need `fused` off.
 
     Args:
         arch: the shape.
@@ -185,10 +185,11 @@ class FastNet(nn.Module):
 
 
 def _convolve(values: Tensor, layer: nn.Conv2d) -> Tensor:
-    """The layer's convolution, in the way that is fastest here."""
-    if winograd.fits(values, layer):
+    """The layer's convolution, in the way that is fastest here; its own where it has hooks, which must be called."""
+    hooked = layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks
+    if not hooked and winograd.fits(values, layer):
         return winograd.conv2d(values, layer)
-    if strips.fits(values, layer):
+    if not hooked and strips.fits(values, layer):
         return strips.conv2d(values, layer)
     convolved: Tensor = layer(values)
     return convolved

@@ -154,7 +154,7 @@ class Pipeline:
                 rows = self._rows(epoch, first + begin, end - begin)
                 images, labels = self._mixer(images, labels, rows, epoch=epoch)
             else:
-                labels = torch.zeros((0, self._mixer.classes), device=labels.device)
+                labels = torch.zeros((0, self._mixer.classes), dtype=torch.float32, device=labels.device)
             own = slice(low - begin, high - begin)
             images, labels = self._padded(images[own], capacity), self._padded(labels[own], capacity)
         if self._transform is not None:

@@ -1,17 +1,20 @@
 """Where a loader stands: an epoch, and the step that comes next in it.
 
 position = Position(steps=98, identity={"seed": 0})
-for epoch, step in position.walk(): ...
+for batch in position.walk(loader.batch): ...
 position.load_state_dict(saved)
 """
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from numbers import Integral
+from typing import Any, TypeVar
 
 from fastcifar.checks import check_integer
 from fastcifar.errors import ConfigError
 
 __all__ = ["Position"]
+
+T = TypeVar("T")
 
 _VERSION = 1
 
@@ -29,14 +32,20 @@ class Position:
         self._epoch, self._step = 0, 0
         self._broken_off = False
 
-    def walk(self) -> Iterator[tuple[int, int]]:
-        """The (epoch, step) of a pass; one that was broken off is not continued, the next is the next epoch's."""
+    def walk(self, make: Callable[[int, int], T]) -> Iterator[T]:
+        """What `make` gives for each (epoch, step) of a pass.
+
+        Where it fails, the position stays at that step. A pass that was broken off is not continued: the next is the
+        next epoch's.
+        """
         if self._broken_off:
             self.set_epoch(self._epoch + 1)
         epoch = self._epoch
         for step in range(self._step, self._steps):
+            made = make(epoch, step)
             self._step, self._broken_off = step + 1, True
-            yield epoch, step
+            yield made
+            del made  # a batch's memory is used again as soon as nobody else has it
         self.set_epoch(epoch + 1)
 
     def set_epoch(self, epoch: int) -> None:
@@ -45,8 +54,8 @@ class Position:
         Raises:
             ConfigError: `epoch` is not from 0 to 2**32 - 1.
         """
-        check_integer("epoch", epoch, 0, 2**32 - 1)
-        self._epoch, self._step, self._broken_off = epoch, 0, False
+        check_integer("epoch", epoch, 0, 2**32 - 1, kind=Integral)
+        self._epoch, self._step, self._broken_off = int(epoch), 0, False
 
     def state_dict(self) -> dict[str, Any]:
         """The epoch, the step of the next batch, and what it is a position in."""
@@ -65,7 +74,7 @@ class Position:
             if state.get(name) != own:
                 raise ConfigError(f"loader state is of other data: its {name} is {state.get(name)!r}, here {own!r}")
         epoch, step = state.get("epoch"), state.get("step")
-        self.set_epoch(epoch)  # type: ignore[arg-type]  # which checks it
         if not isinstance(step, int) or not 0 <= step <= self._steps:
             raise ConfigError(f"loader state has step {step!r}, an epoch has {self._steps}")
+        self.set_epoch(epoch)  # type: ignore[arg-type]  # which checks it
         self._step = step

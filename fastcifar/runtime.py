@@ -217,9 +217,22 @@ def quiet_profiler() -> None:
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # read when a process first profiles; 6 is enough in torch 2.13
 
 
+_seeding = threading.RLock()  # the generators are the process's
+
+
+def _after_fork() -> None:
+    """A forked child has locks as they were, perhaps held by a thread that it does not have."""
+    global _seeding
+    _seeding = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
 @contextlib.contextmanager
 def local_seed(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed torch's generators of the CPU and of `device`, and put them back afterwards.
+    """Seed torch's generators of the CPU and of `device`, and put them back afterwards; one thread at a time.
 
     Args:
         seed: 0 to 2**64 - 1.
@@ -227,7 +240,7 @@ def local_seed(seed: int, device: torch.device) -> Iterator[None]:
     """
     kind = device.type if device.type != "cpu" else None
     devices = [] if kind is None else [device]
-    with torch.random.fork_rng(devices=devices, **({} if kind is None else {"device_type": kind})):
+    with _seeding, torch.random.fork_rng(devices=devices, **({} if kind is None else {"device_type": kind})):
         torch.manual_seed(seed)
         yield
 

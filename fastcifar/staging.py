@@ -90,7 +90,8 @@ class Staged:
     def _begin(self, epoch: int, start: int, size: int) -> _Copy:
         rows = self._order.rows(epoch, start, size)
         pinned = self._stream is not None
-        images = torch.empty((size, *self._images.shape[1:]), dtype=torch.uint8, pin_memory=pinned)
+        shape = (size, *self._images.shape[1:])
+        images = torch.empty(shape, dtype=torch.uint8, device="cpu", pin_memory=pinned)
         np.take(self._images, rows, axis=0, out=images.numpy(), mode="clip")  # "raise" would make a copy first
         on_host = images, torch.from_numpy(rows), torch.from_numpy(self._labels[rows])
         if self._stream is None:

@@ -158,6 +158,12 @@ def test_home_is_the_variable_then_the_cache_then_a_temporary_folder(
     monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path / "tmp"))
     assert find_home().parent == tmp_path / "tmp"
     assert find_home().name.startswith("fastcifar")
+
+    def fail(name: str) -> Path:
+        raise RuntimeError("could not determine the home directory")
+
+    monkeypatch.setattr("platformdirs.user_cache_path", fail)
+    assert find_home().parent == tmp_path / "tmp"
     assert "FASTCIFAR_HOME" in caplog.text
     monkeypatch.setenv("FASTCIFAR_HOME", "~no-such-user/x")
     assert find_home().parent == tmp_path / "tmp"

@@ -21,6 +21,7 @@ from fastcifar.kernels.cpu_words import bfloat16_bits, float16_bits
 from fastcifar.kernels.eager import EagerAugment, EagerKernel
 from fastcifar.kernels.plan import IGNORE, Plan, rows_at, scale_and_shift
 from fastcifar.kernels.rng import draws, permute
+from fastcifar.staging import Staged
 from tests.effort import effort
 from tests.threads import on_threads
 
@@ -509,6 +510,63 @@ def test_threads_end_with_the_last_kernel():
     for thread in threads:
         thread.join(5)
     assert kernel_threads() == []
+
+
+def test_a_loop_that_is_dropped_ends_while_another_posts():
+    """The garbage collector may end it at any moment: while this very thread is in the team's `post` or `retire`."""
+    images, labels = make_store(300)
+    with on_threads(2):
+        kernel, dropped = (CpuKernel(images, labels, make_plan(300)) for _ in range(2))
+        expected = kernel(epoch=0, start=0, size=300)[0].clone()
+        team = kernel._team
+        assert dropped._team is team
+        slot = team._slot
+        for name in ("post", "leave"):
+            called = getattr(slot, name)
+
+            def collecting(*arguments, called=called):
+                dropped.forget()
+                return called(*arguments)
+
+            dropped.prepare(epoch=0, start=0, size=300)
+            setattr(slot, name, collecting)
+            assert torch.equal(kernel(epoch=0, start=0, size=300)[0], expected)
+            setattr(slot, name, called)
+            assert not team._retired
+            assert slot.posted is None
+
+
+def test_a_batch_is_made_where_no_thread_can_be_started(monkeypatch):
+    def refuse(thread):
+        raise RuntimeError("can't start new thread")
+
+    gc.collect()  # helpers that are there end with the last kernel
+    images, labels = make_store(300)
+    plan = make_plan(300)
+    expected, _ = reference.batch(images, labels, plan, epoch=0, start=0, size=300)
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with on_threads(4):
+        kernel = CpuKernel(images, labels, plan)
+        assert np.array_equal(kernel(epoch=0, start=0, size=300)[0].numpy(), expected)
+
+
+@pytest.mark.parametrize("default", ["meta", torch.float64])
+def test_a_users_defaults_change_nothing(default):
+    images, labels = make_store(300)
+    plan = make_plan(300)
+    expected, _ = reference.batch(images, labels, plan, epoch=0, start=0, size=300)
+    kernel = CpuKernel(images, labels, plan)
+    staged = Staged(images, labels, plan, EagerAugment((8, 8, 3), plan, torch.device("cpu")), torch.device("cpu"))
+    try:
+        torch.set_default_device(default if default == "meta" else None)
+        torch.set_default_dtype(torch.float32 if default == "meta" else default)
+        found = [each(epoch=0, start=0, size=300) for each in (kernel, staged)]
+    finally:
+        torch.set_default_device(None)
+        torch.set_default_dtype(torch.float32)
+    for out, targets in found:
+        assert np.array_equal(out.numpy(), expected)
+        assert targets.dtype == torch.int64
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")

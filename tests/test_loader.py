@@ -1,5 +1,7 @@
 import gc
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -185,13 +187,48 @@ def test_a_state_holds_for_any_rank_and_is_small(store: ArrayStore) -> None:
         ({"version": 2}, "version 2"),
         ({"step": 99}, "step 99, an epoch has 6"),
         ({"step": -1}, "step -1"),
+        ({"epoch": 3, "step": 99}, "step 99, an epoch has 6"),
         ({"epoch": None}, "epoch must be a whole number"),
     ],
 )
 def test_another_data_sets_state_is_refused(store: ArrayStore, change: dict[str, Any], message: str) -> None:
     loader = Loader(store, batch_size=20)
+    state = loader.state_dict()
     with pytest.raises(ConfigError, match=message):
-        loader.load_state_dict(loader.state_dict() | change)
+        loader.load_state_dict(state | change)
+    assert loader.state_dict() == state
+
+
+def test_numbers_may_be_numpys(store: ArrayStore) -> None:
+    import json
+
+    names = {"batch_size": 20, "seed": 3, "rank": 1, "world_size": 2, "block_size": 8, "window": 2}
+    loader = Loader(store, order="block", **{name: np.int32(value) for name, value in names.items()})  # type: ignore[arg-type]
+    plain = Loader(store, order="block", **names)  # type: ignore[arg-type]
+    assert json.dumps(loader.state_dict()) == json.dumps(plain.state_dict())
+    for each in (loader, plain):
+        each.set_epoch(np.int64(5))  # type: ignore[arg-type]
+    assert loader.state_dict()["epoch"] == 5
+    assert same(next(iter(loader)), next(iter(plain)))
+
+
+def test_a_batch_that_was_not_given_comes_next(store: ArrayStore) -> None:
+    calls = []
+
+    def fail_once(images: torch.Tensor) -> torch.Tensor:
+        calls.append(len(calls))
+        if calls[-1] == 2:
+            raise KeyboardInterrupt
+        return images
+
+    loader = Loader(store, batch_size=20, transform=fail_once)
+    given = []
+    with pytest.raises(KeyboardInterrupt):
+        given.extend(loader)
+    state = loader.state_dict()
+    assert state["step"] == 2
+    loader.load_state_dict(state)
+    assert same(next(iter(loader)), loader.batch(0, 2))
 
 
 def test_a_pass_that_was_broken_off_is_followed_by_the_next_epoch(store: ArrayStore) -> None:
@@ -251,6 +288,7 @@ def test_a_damaged_store_is_found_when_it_is_placed(store: ArrayStore, tmp_path:
         ({"seed": -1}, "seed must be"),
         ({"rank": 2, "world_size": 2}, "rank must be a whole number from 0 to 1, got 2"),
         ({"world_size": 0}, "world_size must be"),
+        ({"world_size": "2"}, "world_size must be a whole number from 1 to .*, got '2'"),
         ({"scaling": "zscore"}, "scaling must be one of raw, unit, signed, standardize, got 'zscore'"),
         ({"order": "shuffled"}, "order must be one of"),
         ({"placement": "gpu"}, "placement must be one of"),
@@ -304,6 +342,22 @@ def test_a_users_module_gets_the_finished_images_and_its_draws_are_part_of_the_f
     assert torch.equal(first.labels, plain.batch(1, 2).labels)
     parts = [Loader(store, transform=Noise(), rank=r, world_size=2, **options).batch(1, 2).images for r in (0, 1)]
     assert not torch.equal(*parts)
+
+
+def test_modules_of_two_threads_draw_as_they_do_alone(store: ArrayStore) -> None:
+    def slow(images: torch.Tensor) -> torch.Tensor:
+        noise = torch.rand(2)
+        time.sleep(0.001)
+        return images + noise.sum() + torch.rand(1)
+
+    loaders = [Loader(store, batch_size=20, seed=seed, transform=slow) for seed in range(3)]
+    expected = [[loader.batch(0, step).images for step in range(6)] for loader in loaders]
+    state = torch.get_rng_state()
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(lambda loader: [loader.batch(0, step).images for step in range(6)], loaders))
+    assert torch.equal(torch.get_rng_state(), state)
+    for one, other in zip(expected, found, strict=True):
+        assert all(map(torch.equal, one, other))
 
 
 def test_an_error_in_a_users_module_is_the_users(store: ArrayStore) -> None:

@@ -80,12 +80,16 @@ def _open_to_all(path: Path) -> None:
     path.chmod(0o666)
 
 
+def _open_to_a_group(path: Path) -> None:
+    path.chmod(0o664)
+
+
 def _folder(path: Path) -> None:
     path.unlink()
     path.mkdir()
 
 
-@pytest.mark.parametrize("damage", [_cut, _flip, _empty, _open_to_all, _folder, Path.unlink])
+@pytest.mark.parametrize("damage", [_cut, _flip, _empty, _open_to_all, _open_to_a_group, _folder, Path.unlink])
 def test_code_that_is_no_good_is_made_anew(kept: Path, monkeypatch: pytest.MonkeyPatch, damage: object) -> None:
     code, compiled = machine._read(kept), []
     damage(kept)  # type: ignore[operator]
@@ -95,6 +99,29 @@ def test_code_that_is_no_good_is_made_anew(kept: Path, monkeypatch: pytest.Monke
     if damage is not _folder:
         assert machine._read(kept) == code  # and kept
         assert kept.stat().st_mode & 0o022 == 0
+
+
+@pytest.mark.parametrize("mask", [0o000, 0o002, 0o077])
+def test_kept_code_is_its_owners_whatever_the_umask(kept: Path, monkeypatch: pytest.MonkeyPatch, mask: int) -> None:
+    code = machine._read(kept)
+    kept.unlink()
+    monkeypatch.setattr(machine, "_compile", lambda part: code)
+    before = os.umask(mask)
+    try:
+        assert works(machine.load())
+    finally:
+        os.umask(before)
+    assert kept.stat().st_mode & 0o777 == 0o644 & ~mask
+    monkeypatch.setattr(machine, "_compile", no_compiling)
+    assert works(machine.load())
+
+
+def test_a_user_without_a_home_has_the_code_beside_the_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(name: str) -> Path:
+        raise RuntimeError("could not determine the home directory")
+
+    monkeypatch.setattr("platformdirs.user_cache_path", fail)
+    assert [folder.name for folder in machine._folders()] == ["__pycache__"]
 
 
 def test_works_where_nothing_can_be_kept(kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from fastcifar.data import splits
 from fastcifar.data.store import ArrayStore
 from fastcifar.data.writer import SourceFile, write_store
 from fastcifar.errors import ConfigError, DataError
@@ -122,6 +123,28 @@ def test_holdout_partitions_the_training_images(store: ArrayStore) -> None:
     np.testing.assert_array_equal(store.split("holdout/validation").rows, validation.rows)
     assert np.asarray(validation.rows)[:4].tolist() == [4, 9, 14, 18]
     assert validation.rows[-1] > 1400  # spread over all files, not a block
+
+
+def test_holdout_reads_few_images_at_a_time(store: ArrayStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tenth of a store that is larger than memory is a lot of it."""
+    plain = store.split("holdout/train")
+    monkeypatch.setattr(splits, "_AT_A_TIME", 2 * store.images[:1].nbytes)
+    taken: list[int] = []
+
+    class Watched:
+        shape = store.images.shape
+
+        def __getitem__(self, rows: slice | NDArray[np.int64]) -> NDArray[np.uint8]:
+            found = store.images[rows]
+            taken.append(len(found))
+            return found
+
+    files, schemes = store._segments, store._splits
+    found = splits.take_split("holdout/train", files, schemes, Watched(), store.labels, scale=False)  # type: ignore[arg-type]
+    assert max(taken) <= 3
+    assert sum(taken) >= len(store.split("holdout/validation"))
+    assert np.array_equal(found.mean, plain.mean)
+    assert np.array_equal(found.std, plain.std)
 
 
 def test_random_access_is_the_reports(store: ArrayStore) -> None:

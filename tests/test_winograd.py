@@ -1,5 +1,6 @@
 """Tests of fastcifar.kernels.winograd: the convolution with fewer products is the layer's, values and gradients."""
 
+import contextlib
 import copy
 
 import pytest
@@ -8,9 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils.flop_counter import FlopCounterMode
 
 from fastcifar import build_model
-from fastcifar.kernels import openmp, winograd
+from fastcifar.kernels import openmp, products, winograd
 from tests.effort import effort
 from tests.threads import on_threads
 
@@ -45,15 +48,30 @@ def _close(found: Tensor | None, expected: Tensor | None, tolerance: float = 1e-
     height=st.integers(1, 17),
     width=st.integers(1, 17),
     bias=st.booleans(),
+    plain=st.booleans(),
     chunk=st.sampled_from((1, 1 << 20, 64 << 20)),
     tile=st.sampled_from((None, 3, 4, 5)),
     seed=st.integers(0, 2**31),
 )
 def test_it_is_the_layers_convolution(
-    batch: int, channels: int, count: int, height: int, width: int, bias: bool, chunk: int, tile: int | None, seed: int
+    batch: int,
+    channels: int,
+    count: int,
+    height: int,
+    width: int,
+    bias: bool,
+    plain: bool,
+    chunk: int,
+    tile: int | None,
+    seed: int,
 ) -> None:
-    """Beside float64: all shapes, an image at a time and all at once, tiles of each size that hang over the edges."""
+    """Beside float64: all shapes, an image at a time and all at once, tiles of each size that hang over the edges.
+
+    Filters may be `plain`: as a layer that was never made channels-last has them.
+    """
     layer = _layer(channels, count, bias=bias)
+    if plain:
+        layer.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     exact = copy.deepcopy(layer).double()
     images = _images((batch, channels, height, width), seed).requires_grad_()
     reference = images.detach().double().requires_grad_()
@@ -173,6 +191,66 @@ def test_what_must_see_operators_sees_them() -> None:
     (slope,) = torch.autograd.grad(net(images).square().sum(), images, create_graph=True)
     slope.square().sum().backward()  # type: ignore[no-untyped-call]
     assert images.grad is not None
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_who_counts_traces_or_differentiates_forward_sees_operators() -> None:
+    net, images = build_model("small", num_classes=4).eval(), _images((64, 3, 20, 20))
+    net.to(memory_format=LAST)  # type: ignore[call-overload]
+    plain = copy.deepcopy(net)
+    plain.fused = False
+    other = _images((64, 3, 20, 20), seed=1)
+    with torch.no_grad():
+        expected = plain(other)
+        _close(torch.jit.trace(net, images, check_trace=False)(other), expected)  # type: ignore[no-untyped-call]
+        _close(make_fx(lambda values: net(values))(images)(other), expected)
+        flops = []
+        for each in (net, plain):
+            with FlopCounterMode(display=False) as counter:
+                each(images)
+            flops.append(counter.get_total_flops())
+        assert flops[0] == flops[1] > 0
+    with torch.no_grad(), torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(images, other)
+        slopes = [torch.autograd.forward_ad.unpack_dual(each(dual)).tangent for each in (net, plain)]
+        _close(slopes[0], slopes[1])
+
+
+def test_hooks_of_a_convolution_are_called() -> None:
+    net, images = build_model("small", num_classes=4), _images((16, 3, 20, 20))
+    net.to(memory_format=LAST)  # type: ignore[call-overload]
+    layers = [layer for layer in net.modules() if isinstance(layer, nn.Conv2d)]
+    called: list[nn.Module] = []
+    for layer in layers:
+        layer.register_forward_hook(lambda layer, inputs, output: called.append(layer))
+    net(images)
+    assert called == layers
+
+
+@pytest.mark.parametrize("default", [torch.float64, torch.bfloat16, "meta"])
+@pytest.mark.parametrize("arch", ["small", "fast"])
+def test_a_users_defaults_change_nothing(arch: str, default: torch.dtype | str) -> None:
+    """The loops write to memory that they make: as much of it, and where, is not for torch's defaults to say."""
+    torch.manual_seed(0)
+    net, images = build_model(arch, num_classes=10).to(memory_format=LAST), _images((16, 3, 20, 20))  # type: ignore[call-overload]
+    same = copy.deepcopy(net)
+    net(images).square().sum().backward()
+    matrix = _images((1, 1, 512, 512))[0]  # Muon's products, too
+    winograd._zeros.cache_clear()
+    winograd._evaluation.cache_clear()
+    with contextlib.ExitStack() as stack:
+        if isinstance(default, str):
+            stack.enter_context(torch.device(default))
+        else:
+            stack.callback(torch.set_default_dtype, torch.get_default_dtype())
+            torch.set_default_dtype(default)
+        same(images).square().sum().backward()
+        found = products.symmetric(products.gram(matrix), products.gram(matrix))
+    for one, other in zip(net.parameters(), same.parameters(), strict=True):
+        assert (one.grad is None) == (other.grad is None)
+        assert one.grad is None or torch.equal(one.grad, other.grad)  # type: ignore[arg-type]
+    gram = (matrix @ matrix.mT).double()
+    _close(found, gram @ gram)
 
 
 @pytest.mark.parametrize("arch", ["big", "small", "fast"])

@@ -28,9 +28,9 @@ def find_home() -> Path:
         A folder that can be written, or an existing one that can at least be read.
     """
     chosen = os.environ.get(VARIABLE)
-    home = Path(chosen) if chosen else platformdirs.user_cache_path("fastcifar")
+    home = Path(chosen or "~")
     try:
-        home = home.expanduser()
+        home = home.expanduser() if chosen else platformdirs.user_cache_path("fastcifar")
         home.mkdir(parents=True, exist_ok=True)
     except (OSError, RuntimeError) as error:
         user = f"-{os.getuid()}" if hasattr(os, "getuid") else ""

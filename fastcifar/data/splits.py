@@ -20,6 +20,7 @@ __all__ = ["Segment", "Split", "split_names", "take_split"]
 
 _DEFAULT_SCHEME = "full"
 _HOLDOUT_SEED = 0
+_AT_A_TIME = 4 << 20  # bytes of images that are summed up
 
 Splits = Mapping[str, Mapping[str, Sequence[str]]]
 
@@ -138,9 +139,10 @@ def take_split(
         rows: range | NDArray[np.int64] = every[held] if part == "validation" else np.delete(every, held)
         # the validation images must not shape the training part's statistics
         check(every[held])
-        pixels = np.asarray(images[every[held]]).reshape(-1, images.shape[-1])
-        sums = sums - pixels.sum(0, dtype=np.uint64)
-        squares = squares - np.square(pixels, dtype=np.uint16).sum(0, dtype=np.uint64)
+        for some in np.array_split(every[held], max(1, images[:1].nbytes * len(held) // _AT_A_TIME)):
+            pixels = np.asarray(images[some]).reshape(-1, images.shape[-1])
+            sums = sums - pixels.sum(0, dtype=np.uint64)
+            squares = squares - np.square(pixels, dtype=np.uint16).sum(0, dtype=np.uint64)
         count -= len(held)
     if scheme != "holdout" or part == "test":
         rows = _rows([files[file] for file in listed[part]])

@@ -174,7 +174,7 @@ class CpuKernel:
 
     def _stage(self, epoch: int, start: int, size: int, rows: int) -> _Launch:
         buffer = self._take(rows)
-        targets = torch.empty(rows, dtype=torch.int64)
+        targets = torch.empty(rows, dtype=torch.int64, device="cpu")
         if size < rows:
             buffer[size:] = 0
             targets[size:] = IGNORE

@@ -129,8 +129,7 @@ class EagerKernel:
         self._rows = None if plan.rows is None else torch.tensor(plan.rows, dtype=torch.int64, device=device)
         self._augment = EagerAugment(tuple(images.shape[1:]), plan, device)
         # The order of one epoch: int64[N] beside uint8[n, H, W, C] on the same device, so there is always room.
-        self._epoch: int | None = None
-        self._order = torch.empty(0, dtype=torch.int64, device=device)
+        self._order: tuple[int | None, Tensor] = (None, torch.empty(0, dtype=torch.int64, device=device))
 
     def __call__(self, *, epoch: int, start: int, size: int, capacity: int | None = None) -> tuple[Tensor, Tensor]:
         """The samples at positions start to start + size - 1 of an epoch's order, augmented.
@@ -153,10 +152,11 @@ class EagerKernel:
         if plan.order == "sequential":
             samples = torch.arange(start, start + size, device=self._images.device)
         else:
-            if self._epoch != epoch:
-                self._order = epoch_order(plan, epoch, self._images.device)
-                self._epoch = epoch
-            samples = self._order[start : start + size]
+            of, order = self._order  # once: another thread may be at another epoch
+            if of != epoch:
+                order = epoch_order(plan, epoch, self._images.device)
+                self._order = (epoch, order)
+            samples = order[start : start + size]
         rows = samples + plan.offset if self._rows is None else self._rows[samples]
         return self._augment.take(self._images, rows, rows, self._labels[rows], epoch=epoch, capacity=capacity)
 

@@ -71,6 +71,7 @@ WINOGRAD = Part(
 )
 
 _PREFIX = "fastcifar_"
+_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
 _lock = threading.Lock()
 _log = logging.getLogger(__name__)
 
@@ -94,6 +95,7 @@ def _load(part: Part) -> Functions:
         with contextlib.suppress(OSError):
             folder.mkdir(parents=True, exist_ok=True)
             publish_bytes(folder / name, hashlib.sha256(code).digest() + code)
+            (folder / name).chmod((folder / name).stat().st_mode & 0o644)  # whatever the umask, or `_read` refuses it
             break
     else:
         _log.info("the CPU kernel's code cannot be kept: each process compiles it anew")
@@ -101,7 +103,10 @@ def _load(part: Part) -> Functions:
 
 
 def _folders() -> list[Path]:
-    return [Path(__file__).parent / "__pycache__", platformdirs.user_cache_path("fastcifar")]
+    folders = [Path(__file__).parent / "__pycache__"]
+    with contextlib.suppress(RuntimeError):  # a user without a home
+        folders.append(platformdirs.user_cache_path("fastcifar"))
+    return folders
 
 
 def _key(part: Part = BATCH) -> str:
@@ -157,7 +162,7 @@ def _read(path: Path) -> bytes:
     """
     with open(path, "rb") as handle:
         status = os.fstat(handle.fileno())
-        if hasattr(os, "getuid") and (status.st_uid not in (os.getuid(), 0) or status.st_mode & stat.S_IWOTH):
+        if hasattr(os, "getuid") and (status.st_uid not in (os.getuid(), 0) or status.st_mode & _BY_OTHERS):
             raise ValueError(f"{path} could have been written by others")
         content = handle.read()
     if hashlib.sha256(content[32:]).digest() != content[:32]:

@@ -113,10 +113,10 @@ class _ReluNorm(torch.autograd.Function):
         images, channels, height, width = values.shape
         ctx.moments, factors = _moments("moments", values, weight, bias, norm)
         size = (images, channels, (height + 1) // 2, (width + 1) // 2) if pool else values.shape
-        out = torch.empty(size, dtype=values.dtype, memory_format=torch.channels_last)
+        out = torch.empty(size, dtype=values.dtype, device="cpu", memory_format=torch.channels_last)
         if pool:
             peaks = torch.empty_like(out)
-            codes = torch.empty(size, dtype=torch.uint8, memory_format=torch.channels_last)
+            codes = torch.empty(size, dtype=torch.uint8, device="cpu", memory_format=torch.channels_last)
             _run("pool", values, output=out, peaks=peaks, codes=codes, **factors)
             ctx.save_for_backward(values, peaks, codes)
         else:
@@ -166,8 +166,8 @@ class _Halve(torch.autograd.Function):
     def forward(ctx: Any, values: Tensor) -> Tensor:
         images, channels, height, width = values.shape
         size = (images, channels, height // 2, width // 2)
-        out = torch.empty(size, dtype=values.dtype, memory_format=torch.channels_last)
-        codes = torch.empty(size, dtype=torch.uint8, memory_format=torch.channels_last)
+        out = torch.empty(size, dtype=values.dtype, device="cpu", memory_format=torch.channels_last)
+        codes = torch.empty(size, dtype=torch.uint8, device="cpu", memory_format=torch.channels_last)
         _run("halve", values, output=out, codes=codes)
         ctx.save_for_backward(codes)
         ctx.shape = values.shape
@@ -178,7 +178,7 @@ class _Halve(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         (codes,) = ctx.saved_tensors
         gradient = gradient.contiguous(memory_format=torch.channels_last)
-        out = torch.empty(ctx.shape, dtype=gradient.dtype, memory_format=torch.channels_last)
+        out = torch.empty(ctx.shape, dtype=gradient.dtype, device="cpu", memory_format=torch.channels_last)
         _run("spread", out, gradient=gradient, codes=codes, output=out)
         return out
 

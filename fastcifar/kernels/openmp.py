@@ -26,13 +26,17 @@ __all__ = ["is_plain", "launch", "new_job", "set_numbers", "takes"]
 def is_plain(tensor: Tensor) -> bool:
     """Whether a loop may stand for an operator on it: plain memory of the CPU, in eager mode.
 
-    Not while PyTorch compiles, or in a transform of `torch.func`: these must see operators.
+    Not while PyTorch compiles or traces, counts operators, or differentiates forward or in a transform of `torch.func`:
+    these must see operators.
     """
     return (
         type(tensor) is Tensor
         and tensor.device.type == "cpu"
         and not torch.compiler.is_compiling()
-        and not torch._C._are_functorch_transforms_active()  # it has no public name
+        and not torch._C._is_tracing()
+        and torch.autograd.forward_ad._current_level < 0
+        and not torch._C._len_torch_dispatch_stack()  # it has no public name, and this neither:
+        and not torch._C._are_functorch_transforms_active()
     )
 
 

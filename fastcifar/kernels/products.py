@@ -38,7 +38,7 @@ def planes(count: int, rows: int, channels: int) -> Tensor:
     """
     lanes = -(-channels // LANES)
     columns = LANES * (lanes if lanes <= 4 else lanes | 1)
-    return torch.empty((count, up(rows, TALL) + 1, columns))[:, :rows]
+    return torch.empty((count, up(rows, TALL) + 1, columns), dtype=torch.float32, device="cpu")[:, :rows]
 
 
 def multiply(left: Tensor, filters: Tensor, columns: int) -> Tensor:
@@ -57,7 +57,7 @@ def add_products(slopes: Tensor, tiles: Tensor, sums: Tensor, count: int) -> Non
 def combined(factors: Tensor, values: Tensor) -> Tensor:
     """float32 [M, N]: factors [depth, M], transposed, times values [depth, N]; M a multiple of 6, N of 16."""
     count, columns = factors.shape[1], values.shape[1]
-    out = torch.zeros((count, columns))
+    out = torch.zeros((count, columns), dtype=torch.float32, device="cpu")
     width = math.gcd(columns, _WIDTH)
     strips, sums = (matrix.view(len(matrix), -1, width).transpose(0, 1) for matrix in (values, out))
     add_products(factors.expand(len(strips), -1, -1), strips, sums, count)
@@ -70,7 +70,9 @@ def _run(name: str, left: Tensor, right: Tensor, out: Tensor, *, rows: int, colu
     job = new_job(product_fields, left=left, right=right, out=out)
     set_numbers(job, product_fields, rows=rows, columns=columns, depth=depth, count=parts)
     for side, matrices in (("left", left), ("right", right), ("out", out)):
-        step, pitch = matrices.stride()[:2]
+        step, pitch, *_, unit = matrices.stride()
+        if unit != 1 or matrices.dtype != torch.float32:
+            raise ValueError(f"{side} must be rows of float32, got {matrices.dtype} with strides {matrices.stride()}")
         set_numbers(job, product_fields, **{f"{side}_step": 4 * step, f"{side}_pitch": 4 * pitch})
     launch(machine.load(machine.WINOGRAD)[name], job, parts)
 
@@ -112,4 +114,4 @@ def symmetric(left: Tensor, right: Tensor) -> Tensor:
 @functools.cache
 def _above(side: int) -> Tensor:
     """Where the diagonal is and what is above it: bool [side, side]."""
-    return torch.ones(side, side, dtype=torch.bool).triu()
+    return torch.ones(side, side, dtype=torch.bool, device="cpu").triu()

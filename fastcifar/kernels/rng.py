@@ -20,6 +20,7 @@ purpose) gives four words w0..w3 of 32 bits. Products below are exact (64 bits).
 | `WINDOW` | (i, window, epoch, 3) | i = 0, 1: the round keys within a window of `block` |
 | 4 | | of `fastcifar.mixing` |
 | 5 | | of `fastcifar.policies` |
+| 6 | (position low, position high, epoch, 6) | w0, w1: the seed of a loader's `transform` |
 
 **Crop.** dy = ((w0 * (2 crop + 1)) >> 32) - crop, and dx alike from w1. The image is flipped first, then
 padded, then shifted: output pixel (y, x) is pixel (y + dy, x + dx) of the flipped image, which reaches

@@ -30,7 +30,7 @@ def strip_of(batch: int, side: int) -> int:
     if side > _SIDE:
         return 1
     most = min(_PIXELS // side**2, batch)
-    return next(count for count in range(most, 0, -1) if batch % count == 0)
+    return next((count for count in range(most, 0, -1) if batch % count == 0), 1)
 
 
 def fits(images: Tensor, layer: nn.Conv2d) -> bool:

@@ -15,6 +15,7 @@ process kept one core busy, 0.5 / 0.7 here and 0.02 / 0.06 with OpenMP, which wa
 late helper only finds less to do.
 """
 
+import collections
 import contextlib
 import ctypes
 import os
@@ -60,6 +61,7 @@ class Team:
         """Have no helpers; those there were are not told."""
         self._lock = threading.Lock()
         self._slot = _Slot(self._functions)
+        self._retired: collections.deque[Job] = collections.deque()  # not taken back yet
         self._bells: list[threading.Lock] = []  # a helper sleeps on its bell, which is locked until rung
         self._threads: list[threading.Thread] = []
         self._end = weakref.finalize(self, _stop, self._slot, self._bells, self._threads)
@@ -76,13 +78,8 @@ class Team:
         """
         slot = self._slot
         with self._lock:
-            while len(self._bells) < helpers:
-                bell = threading.Lock()
-                bell.acquire()
-                thread = threading.Thread(target=_help, args=(slot, bell), name="fastcifar-kernel", daemon=True)
-                thread.start()
-                self._threads.append(thread)
-                self._bells.append(bell)
+            while len(self._bells) < helpers and self._start_helper():
+                pass
             if slot.posted is not None:
                 slot.lingering.append(slot.posted)
             slot.posted = job
@@ -90,16 +87,43 @@ class Team:
             if slot.post(slot.address, job.address) < helpers:
                 for bell in self._bells[:helpers]:
                     _ring(bell)
+        self._take_back()
 
     def retire(self, job: Job) -> None:
-        """Take a job back, from helpers that have not come to it yet; what one of them may still use is kept for it."""
-        slot = self._slot
-        with self._lock:
-            if slot.posted is job:
-                slot.posted = None
-            slot.lingering.append(job)
-            if not slot.leave(slot.address, job.address):
-                slot.lingering = [one for one in slot.lingering if one.words[INSIDE]]
+        """Take a job back, from helpers that have not come to it yet; what one of them may still use is kept for it.
+
+        Never waits: the garbage collector, which ends a loop that was dropped, may call it from within `post`.
+        """
+        self._retired.append(job)
+        self._take_back()
+
+    def _take_back(self) -> None:
+        """Take back all that are retired; whoever has the lock does it, for those who come meanwhile too."""
+        while self._retired and self._lock.acquire(blocking=False):
+            try:
+                slot = self._slot
+                while self._retired:
+                    job = self._retired.popleft()
+                    if slot.posted is job:
+                        slot.posted = None
+                    slot.lingering.append(job)
+                    if not slot.leave(slot.address, job.address):
+                        slot.lingering = [one for one in slot.lingering if one.words[INSIDE]]
+            finally:
+                self._lock.release()
+
+    def _start_helper(self) -> bool:
+        """Whether another one could be started: a system may have no more threads to give."""
+        bell = threading.Lock()
+        bell.acquire()
+        thread = threading.Thread(target=_help, args=(self._slot, bell), name="fastcifar-kernel", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:
+            return False
+        self._threads.append(thread)
+        self._bells.append(bell)
+        return True
 
 
 def shared_team(functions: Functions) -> Team:

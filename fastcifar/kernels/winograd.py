@@ -30,6 +30,9 @@ from fastcifar.kernels.winograd_fields import TILES
 
 __all__ = ["conv2d", "fits", "prepare"]
 
+_FLOATS: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}
+"""Of whatever the loops write to: what a user's defaults are must not matter."""
+
 _CHUNK = 32 << 20
 """Bytes of the planes, before and after the products, that are made at a time."""
 
@@ -45,11 +48,12 @@ def fits(images: Tensor, layer: nn.Conv2d) -> bool:
 
     In evaluation it is for those who want no gradient: there the operation has none of second order, as the layer has.
     """
+    if not takes(images):
+        return False
     batch, _, height, width = images.shape
     tiling = _tiling(height, width)
     return (
-        takes(images)
-        and images.dtype == layer.weight.dtype == torch.float32
+        images.dtype == layer.weight.dtype == torch.float32
         and not torch.is_autocast_enabled("cpu")
         and is_3x3(layer)
         and min(layer.in_channels, layer.out_channels) >= LANES
@@ -83,10 +87,10 @@ class _Convolution(torch.autograd.Function):
         ctx.save_for_backward(images, weight)
         batch, _, height, width = images.shape
         count = weight.shape[0]
-        out = torch.empty((batch, count, height, width), memory_format=torch.channels_last)
+        out = torch.empty((batch, count, height, width), memory_format=torch.channels_last, **_FLOATS)
         tiling = _tiling(height, width)
         filters = _at_points(weight, tiling.side)
-        offsets = torch.zeros(count) if bias is None else bias.detach()
+        offsets = torch.zeros(count, **_FLOATS) if bias is None else bias.detach()
         for part in _parts(images, count):
             products = multiply(_planes_of("gather", images[part]), filters, count)
             _run("scatter", out[part], products, offsets)
@@ -103,8 +107,9 @@ class _Convolution(torch.autograd.Function):
         found = torch.empty_like(images) if for_images else None
         filters = _at_points(weight.transpose(0, 1), tiling.side) if for_images else None
         ones = tiling.points + 1  # the plane of points 1 and 1, where a polynomial is the sum of its numbers
-        sums = torch.zeros((tiling.points**2, up(count, TALL), up(channels, LANES))) if for_weight else None
-        biases = torch.zeros(count) if for_bias else None
+        size = (tiling.points**2, up(count, TALL), up(channels, LANES))
+        sums = torch.zeros(size, **_FLOATS) if for_weight else None
+        biases = torch.zeros(count, **_FLOATS) if for_bias else None
         for part in _parts(images, count):
             slopes = _planes_of("gather_back", gradient[part])
             if sums is not None:
@@ -162,7 +167,7 @@ def _evaluation(side: int) -> tuple[Tensor, Tensor]:
 
     Both have columns of zeros more, up to a multiple of `TALL`.
     """
-    along = torch.tensor(_FILTERS_AT[side], dtype=torch.float64)
+    along = torch.tensor(_FILTERS_AT[side], dtype=torch.float64, device="cpu")
     both = torch.kron(along, along).float()
     return _whole_blocks(both), _whole_blocks(both.t())
 
@@ -178,7 +183,8 @@ def _at_points(weight: Tensor, side: int) -> Tensor:
     """
     columns, depth = weight.shape[:2]
     nine = F.pad(weight.permute(2, 3, 1, 0).reshape(9, depth, columns), (0, up(columns, LANES) - columns))
-    nine = nine.view(9, depth, -1, LANES).transpose(1, 2).reshape(9, -1)
+    # contiguous: with 16 columns nothing was copied yet, and the filters' own order may be another
+    nine = nine.view(9, depth, -1, LANES).transpose(1, 2).reshape(9, -1).contiguous()
     return combined(_evaluation(side)[1], nine).view(-1, up(columns, LANES) // LANES, depth, LANES)
 
 
@@ -218,4 +224,4 @@ def _run(name: str, images: Tensor, at_points: Tensor, bias: Tensor | None = Non
 
 @functools.cache
 def _zeros() -> Tensor:
-    return torch.zeros(LANES)
+    return torch.zeros(LANES, **_FLOATS)
