@@ -17,13 +17,13 @@ from typing import Any
 
 from fastcifar.changes import changed_fields
 from fastcifar.config import TrainConfig
-from fastcifar.errors import ConfigError
+from fastcifar.errors import CheckpointError, ConfigError
 from fastcifar.estimates import Estimate, estimate, interval_text
-from fastcifar.formats import percent, seconds
+from fastcifar.formats import percent, seconds, things
 from fastcifar.many import Figures, Member, Outcome, run_all
 from fastcifar.optim import resolution
 from fastcifar.recipes import describe, resolve
-from fastcifar.reporter import NullReporter, Reporter
+from fastcifar.reporter import NullReporter, Reporter, TeeReporter
 from fastcifar.seeds import check_seeds
 from fastcifar.series import Series, open_series
 from fastcifar.signals import catch_stop
@@ -96,9 +96,9 @@ def ablate(
 
     Raises:
         ConfigError, DataError, OutputError, CheckpointError: before training, each with one clear line.
-        StoppedError: SIGINT or SIGTERM came; runs that had begun are saved.
+        StoppedError: SIGINT, SIGTERM or SIGHUP came; runs that had begun are saved.
     """
-    reporter = reporter or NullReporter()
+    reporter = TeeReporter(reporter or NullReporter())
     if config.resume is None:
         check_seeds(seeds)
         if config.split is None and "split" not in changed_fields(config.change):
@@ -109,7 +109,7 @@ def ablate(
     with open_series(config, record=_RECORD, kind="ablate") as series:
         seeds = series.seeds(seeds)
         if series.stored:
-            plan = {variant["name"]: tuple(variant["changes"]) for variant in series.stored["variants"]}
+            plan = _stored_plan(series)
         ablation = _Ablation(series, plan, seeds)
 
         def record(outcomes: Mapping[str, Outcome], newest: str | None) -> None:
@@ -120,7 +120,9 @@ def ablate(
                     f"{newest}: {_say(outcomes[newest])}; {len(outcomes)} of {len(ablation.members)} runs ended"
                 )
 
-        reporter.message(f"the base and {len(plan) - 1} variants, {len(seeds)} seeds each, in {series.path}")
+        reporter.message(
+            f"the base and {things(len(plan) - 1, 'variant')}, {things(len(seeds), 'seed')} each, in {series.path}"
+        )
         outcomes = run_all(
             ablation.members,
             series.diverged,
@@ -233,6 +235,13 @@ class _Ablation:
                 if side is not None:
                     notes.append(f"{member.name} ended at {side} pixels a side, which its accuracy is of too")
         return tuple(notes)
+
+
+def _stored_plan(series: Series) -> dict[str, tuple[str, ...]]:
+    try:
+        return {variant["name"]: tuple(variant["changes"]) for variant in series.stored["variants"]}
+    except (KeyError, TypeError):
+        raise CheckpointError(f"{series.path / _RECORD} is damaged: no variants with a name and changes") from None
 
 
 def _row(name: str, changes: tuple[str, ...], ended: Mapping[int, Outcome], base: AblationRow | None) -> AblationRow:

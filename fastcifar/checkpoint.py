@@ -79,7 +79,8 @@ def save(
             (temporary / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
     except OSError as error:
         raise OutputError(f"checkpoint {error.filename or path} cannot be written: {error.strerror or error}") from None
-    for old in saved(folder)[:-_KEEP]:
+    # a newer one is damaged: this run did not go on from it
+    for old in [one for one in saved(folder) if int(one.name) <= step][:-_KEEP]:
         shutil.rmtree(old, ignore_errors=True)
     return path
 

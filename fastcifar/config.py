@@ -196,7 +196,8 @@ class TrainConfig:
     dataset: str = "cifar10"
     """The data: cifar10, cifar100, digits (bundled, no download), or the folder of a converted store."""
     data: Path | None = None
-    """The data set's archive (.tar.gz) or its unpacked folder, instead of a download."""
+    """The data set's archive (.tar.gz) or its unpacked folder, instead of a download; to resume, also where the run's
+    store is now."""
     allow_unverified: bool = False
     """Accept an archive or folder whose checksum is not the published one; every record of the run says so."""
     recipe: str = "fast"
@@ -227,8 +228,8 @@ class TrainConfig:
     cuda_graphs: bool = True
     """On CUDA each step is one launch, where that is possible; a line at the start of a run says what keeps it from it.
     """
-    eval_every: int = 1
-    """Epochs from one evaluation to the next; the last epoch always ends in one."""
+    eval_every: int | None = None
+    """Epochs from one evaluation to the next, 1 unless set; the last epoch always ends in one."""
     profile: bool = False
     """Show where a step's time goes: ten steps of the first epoch trained are profiled, and written to profile/."""
     out: Path | None = None
@@ -259,7 +260,8 @@ class TrainConfig:
         if self.lr is not None:
             check_number("lr", self.lr, 0, above=True)
         check_integer("seed", self.seed, 0, 2**64 - 1)
-        check_integer("eval_every", self.eval_every, 1)
+        if self.eval_every is not None:
+            check_integer("eval_every", self.eval_every, 1)
         check_choice("amp_dtype", self.amp_dtype, get_args(AmpDType))
         check_choice("compile", self.compile, get_args(CompileMode))
         if self.amp_dtype != "auto" and not self.amp:

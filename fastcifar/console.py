@@ -17,7 +17,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
-from fastcifar.formats import Columns, count, duration, epoch_cells, epoch_line, fit_columns, seconds
+from fastcifar.formats import Columns, count, duration, epoch_cells, epoch_line, fit_columns, seconds, things
 from fastcifar.metrics import EpochStats
 from fastcifar.panels import (
     clean,
@@ -64,8 +64,9 @@ class ConsoleReporter:
     def start(self, summary: RunSummary, history: Sequence[EpochStats]) -> None:
         """Print what was chosen and why, and the rows of epochs done before."""
         self._summary, self._columns = summary, None
-        plan = f"{summary.epochs} epochs of {count(summary.steps_per_epoch)} steps, evaluated on {summary.evaluated}"
-        plan += f" every {summary.eval_every} epochs" * (summary.eval_every > 1)
+        plan = f"{things(summary.epochs, 'epoch')} of {things(summary.steps_per_epoch, 'step')}"
+        plan += f", evaluated on {summary.evaluated}"
+        plan += f" every {summary.eval_every} epochs" * (1 < summary.eval_every < summary.epochs)
         notes = [Text(clean(self._console, f"note: {notice}"), "yellow") for notice in summary.notices]
         print_panel(self._console, summary.title, (*summary.choices, ("plan", plan)), notes)
         for stats in history:
@@ -124,7 +125,7 @@ class ConsoleReporter:
             ("warm-up", f"{seconds(result.warmup_seconds)} s with compilation, counted in neither"),
             ("parameters", count(result.parameters)),
         )
-        print_panel(self._console, f"{result.epochs} epochs", (*pairs, *result.files), ())
+        print_panel(self._console, things(result.epochs, "epoch"), (*pairs, *result.files), ())
 
     def message(self, text: str) -> None:
         """Print it, above what is live."""

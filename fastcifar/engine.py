@@ -14,7 +14,7 @@ from pathlib import Path
 
 from fastcifar import checkpoint, memory, runs, runtime, signals
 from fastcifar.config import Recipe, TrainConfig
-from fastcifar.data.datasets import open_store, set_aside
+from fastcifar.data.datasets import DATASETS, open_store, set_aside
 from fastcifar.data.store import ArrayStore
 from fastcifar.errors import CheckpointError, ConfigError, DamagedStoreError, DataError, FastcifarError, RankLostError
 from fastcifar.evaluation import eval_loader, evaluate, test_stats
@@ -29,7 +29,7 @@ from fastcifar.trainer import load_weights, train_epoch
 __all__ = ["FitResult", "evaluate", "evaluate_run", "fit", "open_data", "train_epoch"]
 
 
-def fit(config: TrainConfig, *, reporter: Reporter | None = None) -> FitResult:
+def fit(config: TrainConfig, *, reporter: Reporter | None = None, complete: bool = False) -> FitResult:
     """Train as `config` says and write the run's folder; with `config.resume`, go on with a stopped run.
 
     Under torchrun the processes train together, each on a part of every batch: the run is that of one process, but for
@@ -38,6 +38,8 @@ def fit(config: TrainConfig, *, reporter: Reporter | None = None) -> FitResult:
     Args:
         config: the options.
         reporter: hears how it goes; None for silence. metrics.jsonl is written either way.
+        complete: whether every option of a `config` that resumes was asked for; else those at their default were not,
+            and are the stopped run's.
 
     Raises:
         ConfigError, DataError, OutputError, CheckpointError: before training, each with one clear line.
@@ -46,12 +48,15 @@ def fit(config: TrainConfig, *, reporter: Reporter | None = None) -> FitResult:
         RankLostError: another of the processes under torchrun has ended; the last checkpoint is kept.
     """
     with signals.catch_stop() as stop, joined(config.device, stop) as ranks:
-        return _fit(config, (reporter if ranks.first else None) or NullReporter(), stop, ranks)
+        heard = TeeReporter((reporter if ranks.first else None) or NullReporter())  # which stops no run
+        return _fit(config, heard, stop, ranks, complete=complete)
 
 
-def _fit(config: TrainConfig, reporter: Reporter, stop: signals.StopRequest, ranks: Ranks) -> FitResult:
+def _fit(
+    config: TrainConfig, reporter: Reporter, stop: signals.StopRequest, ranks: Ranks, *, complete: bool
+) -> FitResult:
     config = _after_restart(config, ranks)
-    resumed = runs.reopen(config.resume, config) if config.resume is not None else None
+    resumed = runs.reopen(config.resume, config, complete=complete) if config.resume is not None else None
     config = resumed.config if resumed else config
     recipe = resumed.recipe if resumed else resolve(config)
     _check(config, recipe)
@@ -64,16 +69,24 @@ def _fit(config: TrainConfig, reporter: Reporter, stop: signals.StopRequest, ran
         if saved is not None and (step := ranks.tell(str(saved.step))) != str(saved.step):
             raise CheckpointError(f"{saved.path} is not the checkpoint of step {step}, which the first rank found")
         try:
-            with _or_nothing(run) if ranks.first else contextlib.nullcontext():
+            with _or_nothing(run) if ranks.first else contextlib.nullcontext(), _enough_memory(rt):
                 return _train(run, rt, saved, reporter, stop, ranks)
         except RankLostError as error:
             if not ranks.first:
                 raise
             kept = f"; {run.go_on()}" if checkpoint.saved(run.checkpoints) else "; nothing was saved"
             raise RankLostError(f"{error}{kept}") from None
-        except runtime.OutOfMemoryError as error:
-            reason = str(error).split(". ")[0]
-            raise FastcifarError(f"{rt.device} has too little memory ({reason}): try a smaller --batch-size") from None
+
+
+@contextlib.contextmanager
+def _enough_memory(rt: runtime.Runtime) -> Iterator[None]:
+    """For a block that says so where the device has too little."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if (reason := runtime.out_of_memory(error)) is None:
+            raise
+        raise FastcifarError(f"{rt.device} has too little memory ({reason}): try a smaller --batch-size") from None
 
 
 @contextlib.contextmanager
@@ -123,7 +136,7 @@ def _train(
         return Job(run, rt, store, TeeReporter(record, reporter), saved, ranks)
 
     with stop.at_once(run.before_training(resumed=saved is not None)):
-        store = (_recorded_store(run) if saved else None) or open_data(run.config, reporter)
+        store = _store_of(run, reporter) if saved else open_data(run.config, reporter)
         try:
             made = job(store)
         except DamagedStoreError as error:  # its bytes are checked when they are first copied
@@ -134,33 +147,45 @@ def _train(
 
 
 @signals.stop_at_once("before the evaluation was done; the run is as it was")
-def evaluate_run(path: Path, *, device: str = "auto", reporter: Reporter | None = None) -> TestStats:
+def evaluate_run(
+    path: Path, *, device: str = "auto", data: Path | None = None, reporter: Reporter | None = None
+) -> TestStats:
     """Evaluate a run's newest checkpoint on the test images.
 
     Args:
         path: the run's folder.
         device: as in `TrainConfig`.
-        reporter: hears of checkpoints that had to be skipped.
+        data: where its store is now, or the data set's archive; None for where they were.
+        reporter: hears which checkpoint it is, and of those that had to be skipped.
 
     Raises:
         CheckpointError: `path` is not a run, or it has no sound checkpoint.
         DataError: its data cannot be opened.
     """
-    reporter = reporter or NullReporter()
-    run = runs.reopen(Path(path))
+    reporter, path = TeeReporter(reporter or NullReporter()), Path(path)
+    if any((path / record).is_file() for record in runs.RECORDS):
+        one = min((each.parent for each in path.glob("*/config.json")), default=path / "...")
+        raise CheckpointError(f"{path} holds several runs: name one of them, such as {one}")
+    run = runs.reopen(path)
+    if data is not None:
+        run = dataclasses.replace(run, config=dataclasses.replace(run.config, data=data))
     rt = runtime.choose(dataclasses.replace(run.config, device=device, compile="off"))  # one pass: compiling costs more
     saved = checkpoint.load_newest(run.checkpoints)
     for line in saved.skipped:
         reporter.message(line)
     run.check(saved)
-    store = _recorded_store(run) or open_data(run.config, reporter)
+    done = int(saved.state.get("epoch", 0))
+    unfinished = ": the run is not finished" * (done < run.recipe.epochs)
+    reporter.message(f"checkpoint of step {saved.step}, after {done} of {run.recipe.epochs} epochs{unfinished}")
+    store = _store_of(run, reporter)
     if store.digest != saved.state.get("loader", {}).get("digest"):
         raise CheckpointError(f"{saved.path} was trained on other data than {store.path} holds")
     model = build_model(run.config.arch, num_classes=len(store.classes), in_channels=store.image_shape[2])
     load_weights(model, saved.model)
     model.to(rt.device, memory_format=rt.memory_format)  # type: ignore[call-overload]
     loader = eval_loader(store, f"{run.recipe.split}/test", run.recipe, rt)
-    return test_stats(evaluate(model, loader, rt, tta=run.recipe.tta), store.classes)
+    with _enough_memory(rt):
+        return test_stats(evaluate(model, loader, rt, tta=run.recipe.tta), store.classes)
 
 
 def _check(config: TrainConfig, recipe: Recipe) -> None:
@@ -169,14 +194,25 @@ def _check(config: TrainConfig, recipe: Recipe) -> None:
         check_image_size(side, side)
 
 
-def _recorded_store(run: runs.Run) -> ArrayStore | None:
-    """The store that a run was started with, if it is still there: its archive need not be."""
+def _store_of(run: runs.Run, reporter: Reporter) -> ArrayStore:
+    """The store that a run was started with, where it was or where `data` says; else that of its data set, made anew.
+
+    Raises:
+        ConfigError, DataError: it is neither, or cannot be had.
+    """
     try:
         data = json.loads((run.path / "environment.json").read_bytes())["data"]
-        store = ArrayStore(data["store"])
-        return store if store.digest == data["digest"] else None
-    except (OSError, ValueError, KeyError, TypeError, DataError):
-        return None
+        recorded, digest = Path(data["store"]), data["digest"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return open_data(run.config, reporter)
+    for place in filter(None, (run.config.data, recorded)):
+        with contextlib.suppress(DataError):
+            store = ArrayStore(place)
+            if store.digest == digest:
+                return store
+    if run.config.dataset in DATASETS:
+        return open_data(run.config, reporter)
+    raise DataError(f"{recorded} is not the store that it was: put it back, or name its new place with --data")
 
 
 def open_data(config: TrainConfig, reporter: Reporter) -> ArrayStore:

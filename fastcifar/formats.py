@@ -25,12 +25,21 @@ __all__ = [
     "rate",
     "seconds",
     "size",
+    "things",
 ]
 
 
+_NONE = "-"
+
+
+def things(number: int, name: str) -> str:
+    """A number of things by name: `1 epoch`, `1,000 epochs`."""
+    return f"{number:,} {name}{'s' * (number != 1)}"
+
+
 def percent(fraction: float) -> str:
-    """A fraction as percent: `0.729` -> `72.90 %`."""
-    return f"{100 * fraction:.2f} %"
+    """A fraction as percent: `0.729` -> `72.90 %`; a dash where it isn't a number."""
+    return f"{100 * fraction:.2f} %" if fraction == fraction else _NONE
 
 
 def loss(value: float) -> str:
@@ -88,7 +97,6 @@ _IMPORTANCE = (
     "lr",
     "eval s",
 )
-_NONE = "-"
 _ORDER = ("epoch", "train loss", "train acc", "eval loss", "eval acc", "train s", "eval s", "images/s", "lr")
 # The widest cell of each column; all nine with single gaps fit in 80 columns for up to 99 epochs.
 _WIDTHS = {"train loss": 9, "train acc": 8, "eval loss": 9, "eval acc": 8, "train s": 6, "eval s": 6, "images/s": 9}

@@ -62,6 +62,9 @@ class Job:
         self.ranks = ranks
         self.run, self.rt, self.store, self.reporter, self.saved = run, rt, store, reporter, saved
         config, recipe = run.config, run.recipe
+        schemes = sorted({scheme for scheme, part in (name.split("/") for name in store.split_names() if "/" in name)})
+        if recipe.split not in schemes:
+            raise ConfigError(f"split {recipe.split} is not one of {store.name}'s: choose from {', '.join(schemes)}")
         self.evaluated = "validation" if f"{recipe.split}/validation" in store.split_names() else "test"
         self.loader = Loader(
             store,
@@ -153,7 +156,8 @@ class Job:
     @property
     def _ends_in_test(self) -> bool:
         """Whether the last epoch's evaluation is the test: of the test images, and of their own size."""
-        return self.evaluated == "test" and self.trainer.resolution(self.trainer.steps - 1) is None
+        side = self.trainer.resolution(self.trainer.steps - 1)
+        return self.evaluated == "test" and (side is None or side >= min(self.store.image_shape[:2]))
 
     def _epoch(self, stop: StopRequest) -> Evaluation | None:
         recipe, trainer = self.trainer.recipe, self.trainer

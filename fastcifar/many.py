@@ -23,13 +23,14 @@ from typing import Any, Literal, TypeAlias
 import torch
 
 from fastcifar import signals
+from fastcifar.checkpoint import saved
 from fastcifar.config import TrainConfig
 from fastcifar.engine import fit, open_data
 from fastcifar.errors import ConfigError, FastcifarError, StoppedError
 from fastcifar.publish import remove_stale
 from fastcifar.recipes import resolve
 from fastcifar.reporter import Reporter
-from fastcifar.runs import Run
+from fastcifar.runs import Run, locked
 from fastcifar.stream_worker import StreamWorker, stream_threads, suits
 from fastcifar.worker import LineReporter, Lines, Worker
 
@@ -149,7 +150,7 @@ def run_all(
 
 def _open_data(members: Sequence[Member], reporter: Reporter) -> None:
     """Fetch and convert the data once, where the reporter sees it; runs with a checkpoint know their store."""
-    new = [member for member in members if not _has_checkpoint(member.path)]
+    new = [member for member in members if not saved(member.path / "checkpoints")]
     if new:
         with signals.stop_at_once("before training began"):
             open_data(new[0].config, reporter)
@@ -161,7 +162,8 @@ def _in_turn(
     for member in members:
         failure = None
         try:
-            fit(_to_go_on(member.config), reporter=_lines_of(member.name, reporter) if lines else reporter)
+            heard = _lines_of(member.name, reporter) if lines else reporter
+            fit(_to_go_on(member.config), reporter=heard, complete=True)
         except StoppedError:
             raise
         except FastcifarError as error:
@@ -231,22 +233,22 @@ def _lines_of(name: str, reporter: Reporter) -> LineReporter:
     return LineReporter(lambda text: reporter.message(f"{name}: {text}"))
 
 
-def _has_checkpoint(path: Path) -> bool:
-    return any((path / "checkpoints").glob("[0-9]*"))
-
-
 def _to_go_on(config: TrainConfig) -> TrainConfig:
-    """The options to start a run with, or to go on with it if it was begun."""
+    """The options to start a run with, or to go on with it if it was begun.
+
+    Raises:
+        OutputError: another process works on it.
+    """
     path = config.out or Path()
-    if _has_checkpoint(path):
-        return dataclasses.replace(config, out=None, resume=path)
-    if path.exists():  # what a crash before the first checkpoint left
-        remove_stale(path)
-        remove_stale(path / "checkpoints")
-        with contextlib.suppress(OSError):
-            (path / "checkpoints").rmdir()
-        Run(path=path, config=config, recipe=resolve(config)).discard()
-    return config
+    if not saved(path / "checkpoints") and path.exists():  # what a crash before the first checkpoint left
+        with locked(path):
+            if not saved(path / "checkpoints"):
+                remove_stale(path)
+                remove_stale(path / "checkpoints")
+                with contextlib.suppress(OSError):
+                    (path / "checkpoints").rmdir()
+                Run(path=path, config=config, recipe=resolve(config)).discard()
+    return dataclasses.replace(config, out=None, resume=path) if saved(path / "checkpoints") else config
 
 
 def _read_figures(path: Path) -> Figures | None:

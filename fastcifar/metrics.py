@@ -49,9 +49,9 @@ class TestStats:
     """Evaluation on the test images, in eval mode.
 
     `confusion[i][j]` is the fraction of class i's images that were taken for class j (rows sum to
-    1); `class_accuracies[i]` is its diagonal. `classes` gives the names in that order. All of it
-    is without test-time augmentation; `tta` names the one that `tta_accuracy` is with, None where
-    there was none. `seconds` were taken by both.
+    1); `class_accuracies[i]` is its diagonal. Where there is no image of a class they are 0, and NaN.
+    `classes` gives the names in that order. All of it is without test-time augmentation; `tta` names
+    the one that `tta_accuracy` is with, None where there was none. `seconds` were taken by both.
     """
 
     __test__ = False  # not a pytest class

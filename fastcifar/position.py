@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from numbers import Integral
 from typing import Any, TypeVar
 
-from fastcifar.checks import check_integer
+from fastcifar.checks import check_integer, check_kind
 from fastcifar.errors import ConfigError
 
 __all__ = ["Position"]
@@ -67,6 +67,7 @@ class Position:
         Raises:
             ConfigError: `state` is of another identity; the first field that differs is named.
         """
+        check_kind("loader state", state, dict, "what state_dict gave")
         if state.get("version") != _VERSION:
             version = state.get("version")
             raise ConfigError(f"loader state has version {version!r}, this fastcifar reads {_VERSION}")

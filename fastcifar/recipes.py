@@ -98,7 +98,7 @@ def check_steps(recipe: Recipe, *, images: int, steps: int, ranks: int) -> None:
     """
     size = recipe.batch_size
     if steps == 0:
-        raise ConfigError(f"batch_size {size} is more than the {images} training images")
+        raise ConfigError(f"batch_size {size} is more than the {images} training images: choose a smaller one")
     if size < ranks:
         raise ConfigError(f"batch_size {size} is less than an image for each of {ranks} ranks")
     left = images % size
@@ -118,7 +118,7 @@ def describe(recipe: Recipe, *, side: int | None = None) -> str:
         side: of the images, in pixels: stages that are no smaller leave them as they are, and are left out.
     """
     parts = [f"{recipe.optimizer}, lr {recipe.lr:g} {recipe.schedule}, batch {recipe.batch_size}"]
-    parts.append(f"{recipe.epochs} epochs")
+    parts.append(f"{recipe.epochs} epoch{'s' * (recipe.epochs != 1)}")
     parts += [
         f"{100 * fraction:g} % of the steps at {size} pixels"
         for size, fraction in recipe.resolutions

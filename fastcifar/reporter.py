@@ -44,7 +44,8 @@ class RunSummary:
     """What is known before the first step.
 
     `choices` are what the runtime decided and why, such as `("device", "cpu: 2 threads")`;
-    `evaluated` names the part of the data the evaluation columns are from; `eval_every` epochs there is an evaluation.
+    `evaluated` names the part of the data the evaluation columns are from; there is an evaluation every `eval_every`
+    epochs, and after the last.
     """
 
     title: str
@@ -142,9 +143,8 @@ class NullReporter:
 class JsonLinesReporter(NullReporter):
     """One JSON object a line: first kind "run", then an "epoch" each, then "test".
 
-    An "epoch" line has the fields of `EpochStats`, "test" those of `TestStats` and `RunResult`. A
-    number that isn't finite is `null`, since JSON has no other word for it. Each line reaches the
-    operating system before the call returns.
+    An "epoch" line has the fields of `EpochStats`, "test" those of `TestStats` and `RunResult`. A number that isn't
+    finite, or isn't there, is `null`. Each line reaches the operating system before the call returns.
 
     `start` writes the file anew from the history it is given, so after a resume nothing is there
     twice, and no epoch that the checkpoint didn't know.

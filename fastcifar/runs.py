@@ -28,9 +28,11 @@ from fastcifar.publish import publish_json, remove_stale
 if TYPE_CHECKING:  # it waits for torch
     from fastcifar.checkpoint import Checkpoint
 
-__all__ = ["SEEDS", "Run", "create", "reopen"]
+__all__ = ["RECORDS", "SEEDS", "Run", "create", "locked", "reopen"]
 
 SEEDS = "seeds.json"
+RECORDS = (SEEDS, "ablation.json")
+"""Names of the files that say how several runs ended, in the folder of them all."""
 """What a folder of one run a seed has; no run's own folder has it."""
 
 _LOCK = ".lock"
@@ -92,14 +94,13 @@ class Run:
             raise CheckpointError(f"{saved.path} is of other options than {self.path / 'config.json'} now holds")
 
     def write(self, environment: Mapping[str, Any], *, resumed: bool) -> None:
-        """Publish config.json and environment.json; where a run is resumed, environment-resumed.json instead.
+        """Publish config.json and environment.json; where a run is resumed, environment-resumed.json in its place.
 
         Raises:
             OutputError: they cannot be written.
         """
         with self.writing():
-            if not resumed:
-                publish_json(self.path / "config.json", self.config_json())
+            publish_json(self.path / "config.json", self.config_json())  # anew: `reopen` may have taken options over
             publish_json(self.path / f"environment{'-resumed' * resumed}.json", dict(environment))
 
     @contextlib.contextmanager
@@ -114,7 +115,7 @@ class Run:
         """
         with contextlib.ExitStack() as held:
             try:
-                held.enter_context(_locked(self.path))
+                held.enter_context(locked(self.path))
             except OutputError:
                 self._remove_made()
                 raise
@@ -164,7 +165,12 @@ class Run:
 
 
 @contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def locked(path: Path) -> Iterator[None]:
+    """For a block that works on the folder of a run: no other process may.
+
+    Raises:
+        OutputError: another process does, or the folder cannot be written.
+    """
     try:
         lock = filelock.FileLock(path / _LOCK)
         lock.acquire(blocking=False)
@@ -203,14 +209,19 @@ def create(config: TrainConfig, recipe: Recipe, *, kind: str = "") -> Run:
     path = config.out or Path("runs") / stem
     try:
         number = 1
-        while config.out is None and path.exists():
-            number += 1
-            path = Path("runs") / f"{stem}-{number}"
-        made = tuple(folder for folder in (path, *path.parents) if not folder.exists())
-        path.mkdir(parents=True, exist_ok=config.out is not None)
+        while True:
+            made = tuple(folder for folder in (path, *path.parents) if not folder.exists())
+            try:
+                path.mkdir(parents=True, exist_ok=config.out is not None)
+                break
+            except FileExistsError:
+                if config.out is not None or not path.exists():  # there may be a file where a folder should be
+                    raise
+                number += 1  # another run began in this second
+                path = Path("runs") / f"{stem}-{number}"
         if (used := _used(path)) is not None:
             if (path / _LOCK).exists():
-                with _locked(path):  # or that is said
+                with locked(path):  # or that is said
                     pass
             raise used
     except OSError as error:

@@ -26,7 +26,6 @@ from fastcifar.ranks import ALONE, Ranks
 
 __all__ = [
     "ALONE_IN_PROCESS",
-    "OutOfMemoryError",
     "Runtime",
     "arithmetic",
     "choose",
@@ -35,12 +34,11 @@ __all__ = [
     "is_compile_error",
     "limit_threads",
     "local_seed",
+    "out_of_memory",
     "quiet_profiler",
     "seed_everything",
     "use_own_stream",
 ]
-
-OutOfMemoryError = torch.OutOfMemoryError
 
 ALONE_IN_PROCESS = threading.RLock()
 """Held for what no two runs in threads of one process may do at once: draw initial weights from torch's generators, let
@@ -82,11 +80,12 @@ def choose(config: TrainConfig, ranks: Ranks = ALONE) -> Runtime:
     Raises:
         ConfigError: the device is not there, or cannot do what was forced.
     """
-    device = find_device(config.device)
+    own = config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available())
+    # a rank looks for its own GPU alone: it would keep some of the first one's memory, too
+    device = find_device(f"cuda:{ranks.local}" if ranks.size > 1 and own else config.device)
     if ranks.size > 1 and device.type == "cuda":
-        if config.device not in ("auto", "cuda"):
+        if not own:
             raise ConfigError(f"device {config.device} cannot be used by {ranks.size} ranks: use cuda, a GPU for each")
-        device = find_device(f"cuda:{ranks.local}")
         torch.cuda.set_device(device)  # NCCL's collectives are on the current one
     precision, precision_reason = _precision(config, device)
     memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
@@ -124,7 +123,7 @@ def find_device(name: torch.device | str) -> torch.device:
         probe = torch.zeros(1, device=name)
         probe.cpu()
     except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].split(". ")[0].rstrip(".")
         raise ConfigError(f"device {str(name)!r} cannot be used here ({reason}): try 'cpu'") from None
     return probe.device
 
@@ -199,6 +198,14 @@ def use_own_stream(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.set_device(device)
         torch.cuda.set_stream(torch.cuda.Stream(device))  # type: ignore[no-untyped-call]
+
+
+def out_of_memory(error: BaseException) -> str | None:
+    """What it says of memory that was not there; None if it is another error."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return str(error).split(". ")[0] or "no more can be had"
+    _, found, said = str(error).partition("DefaultCPUAllocator: ")  # a RuntimeError like any other
+    return said.split(". ")[0] if found else None
 
 
 def is_compile_error(error: BaseException) -> bool:

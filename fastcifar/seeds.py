@@ -17,7 +17,7 @@ from fastcifar.errors import ConfigError
 from fastcifar.estimates import Estimate, estimate, interval_text
 from fastcifar.formats import percent, seconds
 from fastcifar.many import Member, Outcome, run_all
-from fastcifar.reporter import NullReporter, Reporter
+from fastcifar.reporter import NullReporter, Reporter, TeeReporter
 from fastcifar.runs import SEEDS
 from fastcifar.series import open_series
 from fastcifar.signals import catch_stop
@@ -62,9 +62,9 @@ def fit_seeds(
 
     Raises:
         ConfigError, DataError, OutputError, CheckpointError: before training, each with one clear line.
-        StoppedError: SIGINT or SIGTERM came; runs that had begun are saved.
+        StoppedError: SIGINT, SIGTERM or SIGHUP came; runs that had begun are saved.
     """
-    reporter = reporter or NullReporter()
+    reporter = TeeReporter(reporter or NullReporter())
     if config.resume is None:
         check_seeds(seeds)
     with open_series(config, record=SEEDS, kind="seeds") as series:

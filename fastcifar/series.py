@@ -88,6 +88,17 @@ class Series:
             self.run.discard()
 
 
+def _is_record(stored: object) -> bool:
+    """Whether it has what `Series` reads of it."""
+    if not isinstance(stored, dict) or not all(isinstance(stored.get(name), list) for name in ("seeds", "runs")):
+        return False
+    needed = {"name", "state"}
+    return all(type(seed) is int for seed in stored["seeds"]) and all(
+        isinstance(run, dict) and needed | ({"error"} if run.get("state") == "diverged" else set()) <= run.keys()
+        for run in stored["runs"]
+    )
+
+
 @contextlib.contextmanager
 def open_series(config: TrainConfig, *, record: str, kind: str) -> Iterator[Series]:
     """For a block that runs them: make the folder, or find it again where `config.resume` names it.
@@ -119,8 +130,8 @@ def open_series(config: TrainConfig, *, record: str, kind: str) -> Iterator[Seri
             raise CheckpointError(f"{config.resume} is no folder of {kind}: {record}: {error.strerror}") from None
         except (ValueError, RecursionError) as error:
             raise CheckpointError(f"{path} is damaged: {one_line(error)}") from None
-        if not isinstance(stored, dict) or not {"seeds", "runs"} <= stored.keys():
-            raise CheckpointError(f"{path} is damaged: no seeds, or no runs")
+        if not _is_record(stored):
+            raise CheckpointError(f"{path} is damaged: no seeds, or no runs with a name and a state")
         run = runs.reopen(config.resume, config)
         if resolve(run.config) != run.recipe:
             raise CheckpointError(f"{path.parent}: recipe {run.config.recipe!r} has changed since: start anew")

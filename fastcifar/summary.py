@@ -55,7 +55,7 @@ def summarise(
         epochs=recipe.epochs,
         steps_per_epoch=len(train),
         evaluated=evaluated,
-        eval_every=run.config.eval_every,
+        eval_every=run.config.eval_every or 1,
         notices=(*(_resumed(saved, rt, steps) if saved else ()), *_about(store)),
     )
 
@@ -73,6 +73,8 @@ def _about(store: ArrayStore) -> list[str]:
     notices = []
     if not store.verified:
         notices.append("the data are an unverified copy: their checksum is not the published one")
+    if len(store.classes) == 1:
+        notices.append("the data have one class: there is nothing to tell apart")
     if store.name == "digits":
         notices.append("digits are a small stand-in; CIFAR-10: --dataset cifar10, fetched once, or --data FILE")
     return notices

@@ -77,7 +77,7 @@ class Trainer:
             labels: int64[B], or float32[B, K] of mixed images.
 
         Raises:
-            LossNotFiniteError: on a CPU, where looking costs no waiting; nothing was changed by this step.
+            LossNotFiniteError: on a CPU, where looking costs no waiting; no parameter was changed by this step.
         """
         self.begin_step_no_sync()
 

@@ -14,10 +14,10 @@ from pathlib import Path
 from fastcifar.data.cifar import CifarDataset, Form, recognise_cifar
 from fastcifar.data.store import ArrayStore
 from fastcifar.errors import DataError, FastcifarError
+from fastcifar.runs import RECORDS
 
 __all__ = ["Finding", "verify"]
 
-_RECORDS = ("seeds.json", "ablation.json")  # of several runs
 _KEPT = ("stores", "downloads")  # folders of a home
 
 
@@ -40,8 +40,8 @@ def verify(path: Path) -> Iterator[Finding]:
     """Check what is at `path`, and what is in it.
 
     Args:
-        path: a store, a run's folder or that of several, a checkpoint's, CIFAR's archive or its unpacked folder in
-            either form, or a folder with `stores` and `downloads` in it, such as FASTCIFAR_HOME.
+        path: a store, a run's folder or one with several in it, a checkpoint's, CIFAR's archive or its unpacked folder
+            in either form, or a folder with `stores` and `downloads` in it, such as FASTCIFAR_HOME.
 
     Raises:
         DataError: it is none of these, or cannot be read.
@@ -60,12 +60,15 @@ def _verify(path: Path) -> Iterator[Finding]:
             yield Finding(path=path, what="a checkpoint", problems=_checkpoint_problems(path))
         else:
             yield _store(path)
-    elif any(_holds(path, name) for name in _RECORDS):
+    elif any(_holds(path, name) for name in RECORDS):
         yield from _series(path)
     elif _holds(path, "config.json"):
         yield _run(path)
     elif (form := recognise_cifar(path)) is not None:
         yield _cifar(path, *form)
+    elif runs := sorted(each for each in path.glob("[!.]*") if _holds(each, "config.json")):
+        for run in runs:
+            yield from _verify(run)
     elif any((path / name).is_dir() for name in _KEPT):
         for folder in _KEPT:
             for each in sorted((path / folder).glob("[!.]*")):
@@ -168,7 +171,7 @@ def _run(path: Path) -> Finding:
 
 
 def _series(path: Path) -> Iterator[Finding]:
-    record = next(name for name in _RECORDS if _holds(path, name))
+    record = next(name for name in RECORDS if _holds(path, name))
     problems = [line for name in (record, "config.json") for line in _json_problems(path / name)]
     # an ablation's lie a folder deeper: VARIANT/seed-N
     runs = sorted(each.parent for pattern in ("*/config.json", "*/*/config.json") for each in path.glob(pattern))

@@ -10,6 +10,7 @@ for the end. When that input closes, whether the parent closed it or is gone, th
 
 import contextlib
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -102,22 +103,25 @@ class Worker:
     def _listen(self, name: str, queue: Lines) -> None:
         output: Any = self._process.stdout
         end = None
-        with output:
-            for line in output:
-                message = json.loads(line)
-                if "status" in message:
-                    end = message
-                else:
-                    queue.put((name, message))
-        status = self._process.wait()
-        # a signal before the run could catch it, or a fault, whose traceback is on standard error
-        died = {"status": 2, "error": f"its process ended with status {status}", "stopped": self.stop_asked}
-        queue.put((name, end or died))
+        try:
+            with output:
+                for line in output:
+                    message = json.loads(line)
+                    if "status" in message:
+                        end = message
+                    else:
+                        queue.put((name, message))
+        finally:  # or the parent would wait for ever
+            status = self._process.wait()
+            # a signal before the run could catch it, or a fault, whose traceback is on standard error
+            died = {"status": 2, "error": f"its process ended with status {status}", "stopped": self.stop_asked}
+            queue.put((name, end or died))
 
 
 def serve() -> None:
     """The process's side: one run, as standard input says."""
-    output = sys.stdout
+    output = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # the output is the parent's alone: what C libraries print goes to standard error, too
     order = json.loads(sys.stdin.readline())
 
     def tell(**message: Any) -> None:
@@ -131,15 +135,13 @@ def serve() -> None:
 
     runtime.limit_threads(order["threads"])
     threading.Thread(target=watch, daemon=True).start()
-    with contextlib.redirect_stdout(sys.stderr):  # the output is the parent's alone
-        end = run_and_tell(TrainConfig.from_json(order["config"]), LineReporter(lambda text: tell(say=text)))
-    tell(**end)
+    tell(**run_and_tell(TrainConfig.from_json(order["config"]), LineReporter(lambda text: tell(say=text))))
 
 
 def run_and_tell(config: TrainConfig, reporter: LineReporter) -> dict[str, Any]:
     """Train, and say how it ended: {"status": .., "error": .., "stopped": ..}."""
     try:
-        fit(config, reporter=reporter)
+        fit(config, reporter=reporter, complete=True)
     except FastcifarError as failure:
         stopped = isinstance(failure, StoppedError)
         return {"status": failure.exit_status, "error": str(failure), "stopped": stopped}

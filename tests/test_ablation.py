@@ -238,6 +238,16 @@ def test_what_failed_or_was_stopped_is_done_again_and_no_more(data: str, monkeyp
         ablate(TrainConfig(resume=Path("all/0-base")))
 
 
+@pytest.mark.parametrize("variants", [None, [{"name": "base"}], [0], 3])
+def test_a_damaged_record_is_said(data: str, monkeypatch: pytest.MonkeyPatch, variants: Any) -> None:
+    fake_fit(monkeypatch, by_seed)
+    ablate(config(data), (0,), variants=("lr=2",))
+    stored = json.loads(Path("all/ablation.json").read_text())
+    Path("all/ablation.json").write_text(json.dumps({**stored, "variants": variants}))
+    with pytest.raises(CheckpointError, match=r"ablation\.json is damaged: no variants with a name and changes"):
+        ablate(TrainConfig(resume=Path("all")))
+
+
 def test_what_fails_for_all_is_said_once_and_leaves_no_folder(data: str) -> None:
     with pytest.raises(ConfigError, match="unknown arch 'huge'"):
         ablate(config(data, arch="huge"), (0, 1), without=("flip",))

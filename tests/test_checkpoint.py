@@ -34,6 +34,15 @@ def test_the_newest_two_are_kept(tmp_path: Path) -> None:
     assert checkpoint.load_newest(tmp_path).step == 100
 
 
+def test_a_damaged_newer_one_costs_no_sound_one(tmp_path: Path) -> None:
+    for step in (9, 12):
+        save(tmp_path, step)
+    (tmp_path / "00000012/model.safetensors").write_bytes(b"")
+    save(tmp_path, 10)  # a run that went on from 9
+    (tmp_path / "00000010/model.safetensors").write_bytes(b"")
+    assert checkpoint.load_newest(tmp_path).step == 9
+
+
 @pytest.mark.parametrize("name", ["model.safetensors", "training.safetensors", "manifest.json"])
 @pytest.mark.parametrize("fault", ["cut", "flip", "missing", "swapped"])
 def test_a_damaged_one_is_skipped_and_said(tmp_path: Path, name: str, fault: str) -> None:

@@ -1,3 +1,4 @@
+import os
 import threading
 from pathlib import Path
 
@@ -158,6 +159,12 @@ def test_home_is_the_variable_then_the_cache_then_a_temporary_folder(
     monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path / "tmp"))
     assert find_home().parent == tmp_path / "tmp"
     assert find_home().name.startswith("fastcifar")
+    if hasattr(os, "getuid"):
+        with monkeypatch.context() as patch:
+            made, own = find_home(), os.getuid()
+            patch.setattr("os.getuid", lambda: own + 1)
+            of_others = made.rename(made.with_name(f"fastcifar-{own + 1}"))  # by its name it is ours
+            assert find_home() != of_others
 
     def fail(name: str) -> Path:
         raise RuntimeError("could not determine the home directory")

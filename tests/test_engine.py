@@ -13,7 +13,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from fastcifar import checkpoint, engine, job, runtime
+from fastcifar import checkpoint, engine, job, runs, runtime
 from fastcifar.config import TrainConfig
 from fastcifar.data.arrays import convert_arrays
 from fastcifar.data.store import ArrayStore
@@ -163,11 +163,12 @@ def test_only_some_epochs_are_evaluated_and_training_is_the_same(data: str) -> N
     assert [line["eval_seconds"] > 0 for line in lines[1:-1]] == [False, False, True, False, True]
 
 
-def test_a_resumed_run_may_be_evaluated_more_often(data: str) -> None:
+@pytest.mark.parametrize(("every", "expected"), [(2, [False, True, False, True]), (1, [False, True, True, True])])
+def test_a_resumed_run_may_be_evaluated_more_often(data: str, every: int, expected: list[bool]) -> None:
     with pytest.raises(StoppedError):
         fit(config(data, out=Path("run"), epochs=4, eval_every=9), reporter=StopAfter(7))  # six steps an epoch
-    evaluated = [stats.eval_loss is not None for stats in fit(TrainConfig(resume=Path("run"), eval_every=2)).history]
-    assert evaluated == [False, True, False, True]
+    history = fit(TrainConfig(resume=Path("run"), eval_every=every)).history
+    assert [stats.eval_loss is not None for stats in history] == expected
 
 
 def test_holdout_validates_on_training_images_it_does_not_train_on(data: str) -> None:
@@ -182,7 +183,7 @@ def test_a_store_without_the_split_says_which_it_has(tmp_path: Path) -> None:
     files = [SourceFile(name, images + 9 * i, np.zeros(40, np.int64)) for i, name in enumerate("ab")]
     splits = {"full": {"train": ["a"], "test": ["b"]}}
     write_store(tmp_path / "s", files, name="s", classes=["only"], splits=splits, source={})
-    with pytest.raises(ConfigError, match="unknown split 'report/train': choose from train, test"):
+    with pytest.raises(ConfigError, match="split report is not one of s's: choose from full, holdout"):
         fit(config(str(tmp_path / "s"), recipe="report", out=Path("run")))
     assert not Path("run").exists()
 
@@ -548,6 +549,45 @@ def test_too_little_memory_is_said(data: str, monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(FastcifarError, match=r"too little memory \(CUDA out of memory\): try a smaller --batch-size"):
         fit(config(data, out=Path("run")))
     assert not Path("run").exists()
+
+
+def test_too_little_memory_of_a_cpu_is_said(data: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: Any, **options: Any) -> None:
+        raise RuntimeError(
+            "[enforce fail] . DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes. X"
+        )
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "step_no_sync", fail)
+        message = r"cpu has too little memory \(can't allocate memory: you tried to allocate 9 bytes\): try a smaller"
+        with pytest.raises(FastcifarError, match=message):
+            fit(config(data, out=Path("run")))
+    assert not Path("run").exists()
+    fit(config(data, out=Path("run")))
+    monkeypatch.setattr("fastcifar.engine.evaluate", fail)
+    with pytest.raises(FastcifarError, match="too little memory"):
+        evaluate_run(Path("run"), device="cpu")
+
+
+def test_a_last_stage_of_the_images_own_size_is_the_test(data: str) -> None:
+    result = fit(config(data, split="full", change=("resolutions=17:0.5,64:0.5",), out=Path("run")))
+    assert result.history[-1].eval_seconds == result.test.seconds  # made once
+
+
+def test_a_run_that_begins_in_the_same_second_has_another_folder(data: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    mkdir, beaten = Path.mkdir, []
+
+    def late(path: Path, *arguments: Any, **options: Any) -> None:
+        if path.parent.name == "runs" and not beaten:  # another process makes it first
+            beaten.append(path)
+            os.makedirs(path)
+        mkdir(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "mkdir", late)
+    made = runs.create(config(data), RECIPES["fast"])
+    assert made.path == beaten[0].with_name(f"{beaten[0].name}-2")
+    assert made.path.is_dir()
+    assert beaten[0] not in made.made
 
 
 def test_what_cannot_be_compiled_is_said(data: str, monkeypatch: pytest.MonkeyPatch) -> None:

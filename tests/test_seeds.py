@@ -4,6 +4,7 @@ import dataclasses
 import io
 import json
 import os
+import shutil
 import signal
 import threading
 from collections.abc import Iterator
@@ -37,13 +38,17 @@ from tests.threads import on_threads
 TINY = Arch(blocks=((4,), (4,), (4,), (4,)), hidden=(8,))
 # What a process of its own needs beside: the net.
 CODE = """
-import json, sys
+import json, os, sys
 sys.path[:] = json.loads(sys.argv[1])
 import fastcifar.worker
 from fastcifar.nets import ARCHS, Arch
 ARCHS["tiny"] = Arch(blocks=((4,), (4,), (4,), (4,)), hidden=(8,))
 fit = fastcifar.worker.fit
-fastcifar.worker.fit = lambda *arguments, **options: print("not for the parent") or fit(*arguments, **options)
+def talk(*arguments, **options):
+    print("not for the parent")
+    os.write(1, b"nor what a C library prints\\n")
+    return fit(*arguments, **options)
+fastcifar.worker.fit = talk
 fastcifar.worker.serve()
 """
 # Stands for such a process where only the parent is tested: seed 7 diverges, 8 dies, 9 waits until it is stopped.
@@ -318,7 +323,7 @@ def test_a_second_signal_waits_for_no_thread(data: str, monkeypatch: pytest.Monk
         real(self)
         os.kill(os.getpid(), signal.SIGINT)
 
-    def endless(given: TrainConfig, *, reporter: worker.LineReporter) -> None:
+    def endless(given: TrainConfig, *, reporter: worker.LineReporter, complete: bool) -> None:
         reporter.message("begun")
         assert held.wait(60)
 
@@ -423,6 +428,49 @@ def test_what_a_crash_left_before_the_first_checkpoint_is_begun_anew(data: str) 
     fit(config(data, out=Path("alone")))
     assert_same_run(run, Path("alone"))
     assert not list(run.rglob(".tmp-*"))
+
+
+def test_a_member_that_another_process_works_on_stays_as_it_is(data: str) -> None:
+    with pytest.raises(StoppedError):
+        fit_seeds(config(data), [0], reporter=Heard(steps=1))
+    run = Path("all/seed-0")
+    shutil.rmtree(run / "checkpoints")  # it has none yet, and is at work
+    before = sorted(path.name for path in run.iterdir())
+    with filelock.FileLock(run / ".lock"), pytest.raises(OutputError, match=r"seed-0 is in use: another process"):
+        fit_seeds(TrainConfig(resume=Path("all")))
+    assert sorted(path.name for path in run.iterdir()) == before
+
+
+@pytest.mark.parametrize("parallel", [1, 2])
+def test_a_reporter_that_fails_stops_no_run(data: str, monkeypatch: pytest.MonkeyPatch, parallel: int) -> None:
+    class Closed(NullReporter):
+        def start(self, *arguments: Any) -> None:
+            raise BrokenPipeError
+
+        message = transfer = start  # type: ignore[assignment]
+
+    monkeypatch.setattr(worker, "_CODE", CODE)
+    result = fit_seeds(config(data, epochs=1), [0, 1], parallel=parallel, reporter=Closed())
+    assert [outcome.state for outcome in result.runs.values()] == ["done", "done"]
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"seeds": 0, "runs": []},
+        {"seeds": ["0"], "runs": []},
+        {"seeds": [0], "runs": [{"name": "seed 0"}]},
+        {"seeds": [0], "runs": [{"name": "seed 0", "state": "diverged"}]},
+        {"seeds": [0], "runs": [0]},
+        {"seeds": [0], "runs": {}},
+        [],
+    ],
+)
+def test_a_damaged_record_is_said(data: str, record: Any) -> None:
+    fit_seeds(config(data, epochs=1), [0])
+    Path("all/seeds.json").write_text(json.dumps(record))
+    with pytest.raises(CheckpointError, match=r"seeds\.json is damaged: no seeds, or no runs with a name and a state"):
+        fit_seeds(TrainConfig(resume=Path("all")))
 
 
 def test_a_folder_of_seeds_belongs_to_one_process(data: str) -> None:

@@ -69,7 +69,7 @@ ARROWS: dict[str, set[str]] = {
     "estimates": set(),
     "worker": {"engine", "formats", "reporter", "runtime"},
     "stream_worker": {"runtime", "worker"},
-    "many": {"engine", "recipes", "reporter", "runs", "runtime", "stream_worker", "worker"},
+    "many": {"checkpoint", "engine", "recipes", "reporter", "runs", "runtime", "stream_worker", "worker"},
     "series": {"ranks", "recipes", "runs", "runtime"},
     "seeds": {"estimates", "formats", "many", "reporter", "runs", "series"},
     "variants": {"changes", "recipes"},
@@ -77,7 +77,8 @@ ARROWS: dict[str, set[str]] = {
         *{"changes", "estimates", "formats", "many", "optim", "recipes", "reporter", "seeds", "series", "variants"},
     },
     "commands": {
-        *{"ablation", "seeds", "engine", "console", "reporter", "runs", "data", "nets", "runtime", "verification"},
+        *{"ablation", "console", "data", "engine", "nets", "recipes", "reporter", "runs", "runtime", "seeds"},
+        "verification",
     },
     "train": {"commands"},
     "__main__": {"commands"},

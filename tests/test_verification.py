@@ -212,6 +212,15 @@ def test_several_runs_are_said_one_by_one(trained: Path, tmp_path: Path, capfd: 
     assert next(verify(seeds)).problems == ("seeds.json: is not the JSON that was written",)
 
 
+def test_a_folder_of_runs_is_said_run_by_run(trained: Path, tmp_path: Path) -> None:
+    for name in ("b", "a"):
+        shutil.copytree(trained / "run", tmp_path / "runs" / name)
+    (tmp_path / "runs" / "notes").mkdir()
+    found = list(verification.verify(tmp_path / "runs"))
+    assert [finding.path.name for finding in found] == ["a", "b"]
+    assert not any(finding.problems for finding in found)
+
+
 def test_an_ablations_runs_lie_deeper(trained: Path, tmp_path: Path) -> None:
     shutil.copytree(trained / "run", tmp_path / "a" / "0-base" / "seed-0")
     runs = [{"name": "base, seed 0", "folder": "0-base/seed-0", "state": "done"}]

@@ -74,8 +74,11 @@ def recipe_summary_table(content: Mapping[str, Any]) -> list[str]:
 
 
 def _run(pair: Mapping[str, Any], reached: Mapping[str, Any]) -> str:
-    epochs = f"{reached['epochs']:g} epoch{'s' * (reached['epochs'] != 1)}"
-    return f"{pair['other']}, {epochs}, {reached['seconds']:,.0f} s"
+    return f"{pair['other']}, {_epochs(reached)}, {reached['seconds']:,.0f} s"
+
+
+def _epochs(reached: Mapping[str, Any]) -> str:
+    return f"{reached['epochs']:g} epoch{'s' * (reached['epochs'] != 1)}"
 
 
 def _recipe(setting: Mapping[str, Any]) -> list[str]:
@@ -104,12 +107,12 @@ def _pair(pair: Mapping[str, Any]) -> list[str]:
     if "ratio" in time:
         span = time["interval95"]
         certainty = time["runs"] if span is None else f"{span[0]:.2f} to {span[1]:.2f}"
-        faster = f"{time['ratio']:.2f} times as fast ({certainty}): {time['epochs']:g} epochs, {time['seconds']:,.0f} s"
+        faster = f"{time['ratio']:.2f} times as fast ({certainty}): {_epochs(time)}, {time['seconds']:,.0f} s"
     if "mean" in accuracy:
         around = accuracy["interval95"]
         certainty = f" points ({accuracy['runs']})" if around is None else f" ± {100 * around:.2f} points"
         more = f"{100 * accuracy['mean']:+.2f}{certainty}"
-        better = f"{more}: {accuracy['epochs']:g} epochs, {percent(accuracy['reached'])}"
+        better = f"{more}: {_epochs(accuracy)}, {percent(accuracy['reached'])}"
     tta = " with test-time augmentation" * (pair["measure"] == "tta_accuracy")
     base = f"{pair['base']}, {pair['base_epochs']:g} epochs"
     return [pair["other"], base, f"{percent(pair['goal'])}{tta}, {pair['limit']:,.0f} s", faster, better]

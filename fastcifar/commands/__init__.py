@@ -25,7 +25,7 @@ _LONGEST = 200  # letters of a path that is too long
 COMMANDS = {
     "train": "train a net on CIFAR-10, CIFAR-100, the bundled digits or your own store",
     "convert": "make a store of your own images: class folders, arrays, or CIFAR in any form",
-    "evaluate": "print a finished run's test table again, from its checkpoint",
+    "evaluate": "print a run's test table again, from its newest checkpoint",
     "verify": "check stores, runs and archives, byte by byte",
     "ablate": "compare a recipe with variants of it, seed by seed",
 }

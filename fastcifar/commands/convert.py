@@ -14,11 +14,13 @@ from fastcifar.data.arrayfiles import file_content
 from fastcifar.data.arrays import Layout
 from fastcifar.data.cifar import recognise_cifar
 from fastcifar.data.content import Content
+from fastcifar.data.download import Progress
 from fastcifar.data.folders import Broken, folder_content
 from fastcifar.data.images import Resize
 from fastcifar.data.store import ArrayStore
 from fastcifar.data.writer import make_store
 from fastcifar.errors import ConfigError, DataError, StoppedError
+from fastcifar.recipes import RECIPES
 
 __all__ = ["ConvertOptions", "run"]
 
@@ -93,7 +95,7 @@ def run(arguments: Sequence[str]) -> int:
             stop_at_once("before the store was made; nothing was left behind"),
             reporter.transfer(f"converting {content.name}", "images") as progress,
         ):
-            store = make_store(options.out, content, progress)
+            store = _made(options, content, progress)
     except StoppedError:
         if not options.out.exists():
             raise
@@ -102,6 +104,14 @@ def run(arguments: Sequence[str]) -> int:
         reporter.close()
     print_facts(f"{content.name} in {options.out}", _facts(store, time.perf_counter() - started))
     return 0
+
+
+def _made(options: ConvertOptions, content: Content, progress: Progress) -> ArrayStore:
+    try:
+        return make_store(options.out, content, progress)
+    except DataError as error:  # of a part that is wrong, or of an image: it may not name the source
+        told = str(error)
+        raise DataError(told if str(options.source) in told else f"{options.source}: {told}") from None
 
 
 def _content(options: ConvertOptions) -> tuple[str, Content]:
@@ -168,7 +178,9 @@ def _facts(store: ArrayStore, seconds: float) -> list[tuple[str, str]]:
     try:
         check_image_size(height, width)
         if "test" in parts:
-            facts.append(("train", f"fastcifar train --dataset {shlex.quote(place)}"))
+            images = len(store.split("train"))
+            smaller = f" --batch-size {min(32, images)}" * (images < 4 * RECIPES["fast"].batch_size)
+            facts.append(("train", f"fastcifar train --dataset {shlex.quote(place)}{smaller}"))
         else:
             facts.append(("train", "needs test images too: put them into SOURCE/test, or test_images in the .npz"))
     except ConfigError as error:

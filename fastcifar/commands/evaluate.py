@@ -24,6 +24,8 @@ class EvaluateOptions:
     """Folder of the run."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps, ..."""
+    data: Path | None = None
+    """Where the run's store is now, or its data set's archive, if they are no longer where they were."""
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -34,7 +36,7 @@ def run(arguments: Sequence[str]) -> int:
 
     reporter = ConsoleReporter()
     try:
-        test = evaluate_run(options.run, device=options.device, reporter=reporter)
+        test = evaluate_run(options.run, device=options.device, data=options.data, reporter=reporter)
     finally:
         reporter.close()
     print_test(test)

@@ -48,7 +48,7 @@ def run(arguments: Sequence[str]) -> int:
 
     reporter = ConsoleReporter()
     try:
-        fit(config, reporter=reporter)
+        fit(config, reporter=reporter, complete=True)
     finally:
         reporter.close()
         forgive_output()

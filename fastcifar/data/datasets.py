@@ -71,6 +71,8 @@ def open_store(
             if data is not None:
                 raise ConfigError(f"data {str(data)!r} cannot be given with the store {str(name)!r}")
             return ArrayStore(name, verify=verify)
+        if Path(name).exists():
+            raise ConfigError(f"dataset {str(name)!r} is no store: make one of it with fastcifar convert {name} OUT")
         raise ConfigError(
             f"unknown dataset {str(name)!r}: choose from {', '.join(sorted(DATASETS))}, or give the folder of a store"
         )

@@ -35,7 +35,9 @@ def find_home() -> Path:
     except (OSError, RuntimeError) as error:
         user = f"-{os.getuid()}" if hasattr(os, "getuid") else ""
         fallback = Path(tempfile.gettempdir()) / f"fastcifar{user}"
-        fallback.mkdir(parents=True, exist_ok=True)
+        fallback.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if hasattr(os, "getuid") and fallback.stat().st_uid != os.getuid():  # someone else made it
+            fallback = Path(tempfile.mkdtemp(prefix="fastcifar-"))
         _log.warning("%s cannot be made (%s): using %s; set %s to a folder of yours", home, error, fallback, VARIABLE)
         return fallback
     return home

@@ -135,7 +135,7 @@ def write_store(
         for scheme, parts in splits.items():
             for part, names in parts.items():
                 if missing := [n for n in names if n not in known]:
-                    raise DataError(f"{name}: split {scheme}/{part} needs the file {missing[0]!r}, which is not there")
+                    raise DataError(f"{name}: split {scheme}/{part} needs images of {missing[0]!r}, and there are none")
         chunks = {}
         for file_name in ("images.npy", "labels.npy"):
             with open(folder / file_name, "rb") as handle:
@@ -223,5 +223,6 @@ def _check_file(file: SourceFile, shape: tuple[int, ...] | None, classes: int) -
     if labels.shape != (len(images),):
         raise DataError(f"{file.name}: {len(images)} images, but labels of shape {list(labels.shape)}")
     if len(labels) and not 0 <= labels.min() <= labels.max() < classes:
-        raise DataError(f"{file.name}: labels run from {labels.min()} to {labels.max()}, there are {classes} classes")
+        there = f"there can be at most {classes:,}" if classes == _MOST_CLASSES else f"there are {classes}"
+        raise DataError(f"{file.name}: labels run from {labels.min()} to {labels.max()}, {there} classes")
     return images.shape[1:]
