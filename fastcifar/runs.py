@@ -231,6 +231,11 @@ def create(config: TrainConfig, recipe: Recipe, *, kind: str = "") -> Run:
     return Run(path=path, config=dataclasses.replace(config, data=data), recipe=recipe, made=made)
 
 
+def _shown(value: object) -> str:
+    """An option's value, as it is written on a command line where that is several words."""
+    return " ".join(map(str, value)) or "(none)" if isinstance(value, tuple) else repr(value)
+
+
 def reopen(path: Path, given: TrainConfig | None = None, *, complete: bool = False) -> Run:
     """Find a run again.
 
@@ -261,10 +266,8 @@ def reopen(path: Path, given: TrainConfig | None = None, *, complete: bool = Fal
             if value == getattr(config, field.name) or (not complete and value == getattr(default, field.name)):
                 continue
             if field.name not in _FREE:
-                own = getattr(config, field.name)
-                raise ConfigError(
-                    f"{field.name} {value!r} differs from the run's {own!r}: a resumed run keeps its options"
-                )
+                asked, own = (_shown(each) for each in (value, getattr(config, field.name)))
+                raise ConfigError(f"{field.name} {asked} differs from the run's {own}: a resumed run keeps its options")
             changed[field.name] = value
         config = dataclasses.replace(config, **{**changed, "out": None, "resume": None})
     return Run(path=path, config=config, recipe=recipe)

@@ -112,7 +112,7 @@ def test_a_terminal_has_a_bar_and_a_panel(place: Path) -> None:
         (["pets", "out", "--resize", "stretch"], "'--resize'. Expected one of ('crop', 'squash')"),
         (["pets", "out", "--broken", "maybe"], "'--broken'. Expected one of ('refuse', 'skip')"),
         (["pets", "out", "--workers", "0"], "workers must be at least 1, got 0"),
-        (["pets", "out", "--workers", "many"], "--workers takes INT, got 'many'"),
+        (["pets", "out", "--workers", "many"], "--workers takes a whole number, got 'many'"),
         (["pets", "out", "--sizes", "3"], "perhaps you meant --size"),
         (["pets", "out", "--classes", "cat", "cow"], "classes: pets has no folder 'cow': there are cat, dog"),
         (["pets", "out", "--layout", "nhwc"], "--layout says nothing about pets, which is a folder"),

@@ -26,10 +26,13 @@ __all__ = ["draw", "save"]
 _INK = "#7a7a7a"
 """Contrast 4.3 with white and 4.4 with #0d1117, GitHub's dark ground."""
 # Okabe and Ito's palette, for any colour vision; its darker blue and green are lightened or darkened to that middle
-_COLORS = ("#1F86C7", "#D55E00", "#12936D", "#B36A97", "#8A7B2E")
+_COLORS = ("#1F86C7", "#D55E00", "#12936D", "#B36A97", "#8A7B2E", "#6E72D0")
 _TICKS = (1, 2, 5, 10, 20, 60, 120, 300, 600, 1200, 3600, 7200, 18000, 36000, 86400)
 _APART = 0.19
 """Of a panel's width: the least distance of two times on its axis."""
+
+_LETTERS = 24
+"""Of a name in a line, at most: what it is wide a panel is not."""
 
 _COLUMNS = 3
 """Panels side by side."""
@@ -117,11 +120,14 @@ def _name(axes: Axes, ends: dict[str, float], colors: dict[str, str]) -> None:
     """Write the names at the right edge, at their height or as near to it as leaves each a line of its own."""
     low, high = axes.get_ylim()
     line = 0.08 * (high - low)
-    at = low
+    top = low  # of the name below
     for title, end in sorted(ends.items(), key=lambda item: item[1]):
-        at = max(end, at + line)
+        name = textwrap.fill(title, _LETTERS)
+        half = line * (name.count("\n") + 1) / 2
+        at = max(end, top + half)
+        top = at + half
         axes.annotate(
-            title,
+            name,
             (1.0, at),
             xycoords=("axes fraction", "data"),
             xytext=(4, 0),

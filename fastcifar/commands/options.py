@@ -23,6 +23,7 @@ T = TypeVar("T")
 R = TypeVar("R", bound=TrainConfig)
 
 _MOST_SEEDS = 1000
+_NUMBERS = {"INT": "a whole number", "FLOAT": "a number"}
 
 
 def parse(kind: type[T], arguments: Sequence[str], *, prog: str, description: str, default: T | None = None) -> T:
@@ -104,12 +105,21 @@ def parse_seeds(text: str) -> tuple[int, ...]:
 
 
 def _refuse_repeated(kind: Any, arguments: Sequence[str]) -> None:
-    """Of an option that takes several values and stands there twice, tyro would forget the first ones."""
+    """Of an option that takes several values tyro would take none, and forget the first ones if it stands there twice.
+
+    Raises:
+        ConfigError: it is so.
+    """
     given = [argument.partition("=")[0] for argument in arguments]
     for field in dataclasses.fields(kind):
         option = f"--{field.name.replace('_', '-')}"
-        if get_origin(field.type) is tuple and given.count(option) > 1:
+        if get_origin(field.type) is not tuple or option not in given:
+            continue
+        if given.count(option) > 1:
             raise ConfigError(f"{option} is given twice: write all its values after one")
+        place = given.index(option)
+        if arguments[place] == option and (place + 1 == len(arguments) or arguments[place + 1].startswith("--")):
+            raise ConfigError(f"{option} needs a value")
 
 
 def _one_line(box: str) -> str:
@@ -129,7 +139,13 @@ def _one_line(box: str) -> str:
     wrong_type = re.match(r"Error parsing (\S+): .*?(?:matching|type) \S*?([A-Z]+)\b.*\['(.*)'\]", message)
     if wrong_type:
         option, wanted, got = wrong_type.groups()
-        message = f"{option} takes {wanted}, got {got!r}"
+        message = f"{option} takes {_NUMBERS.get(wanted, wanted)}, got {got!r}"
+    elif wrong := re.match(
+        r"(?:Error parsing (\S+): .*\{(.*)\}.*\['(.*)'\]|invalid choice '(.*)' for \w+ '(\S+)'.*\((.*)\))", message
+    ):
+        option, allowed, got = wrong.groups()[:3] if wrong[1] else (wrong[5], wrong[6], wrong[4])
+        choices = sorted({choice.strip("' ") for choice in allowed.split(",")} - {"None"})
+        message = f"{option} must be one of {', '.join(choices)}, got {got!r}"
     elif wrong := re.match(r"Error parsing (--\S+): .*'(.*)'$", message):
         message = f"{wrong.group(1)} cannot be {wrong.group(2)!r}"
     guesses = [row for section in sections[1:] if section[:1] == ["Perhaps you meant:"] for row in section[1:]]
