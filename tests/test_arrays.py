@@ -132,7 +132,12 @@ def test_splits_that_cannot_be_are_said(tmp_path: Path, splits: dict[str, object
             DataError,
             "labels run from 0 to 18446744073709551615",
         ),
-        (noise(4, 8, 8), [0, 1, 10**9, 0], DataError, "labels run from 0 to 1000000000, there are 65536 classes"),
+        (
+            noise(4, 8, 8),
+            [0, 1, 10**9, 0],
+            DataError,
+            "labels run from 0 to 1000000000, there can be at most 65,536 classes",
+        ),
         (noise(0, 8, 8), np.zeros(0, int), ConfigError, "train takes no rows of 0 images"),
         (noise(4, 0, 8), range(4), DataError, "have no pixels"),
         (3, 3, DataError, "has no axes"),

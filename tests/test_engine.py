@@ -570,7 +570,7 @@ def test_too_little_memory_of_a_cpu_is_said(data: str, monkeypatch: pytest.Monke
 
 
 def test_a_last_stage_of_the_images_own_size_is_the_test(data: str) -> None:
-    result = fit(config(data, split="full", change=("resolutions=17:0.5,64:0.5",), out=Path("run")))
+    result = fit(config(data, split="full", change=("resolutions=17:0.5,32:0.5",), out=Path("run")))
     assert result.history[-1].eval_seconds == result.test.seconds  # made once
 
 

@@ -189,7 +189,10 @@ def test_an_unknown_split_lists_those_there_are(store: ArrayStore) -> None:
         (SourceFile("b", np.zeros((2, 8, 6, 3), np.float32), np.zeros(2, np.int64)), "b: images must be uint8"),
         (SourceFile("b", np.zeros((2, 8, 6, 3), np.uint8), np.zeros(3, np.int64)), "b: 2 images, but labels"),
         (SourceFile("b", np.zeros((2, 8, 6, 3), np.uint8), np.array([0, 4])), "b: labels run from 0 to 4"),
-        (SourceFile("d", np.zeros((2, 8, 6, 3), np.uint8), np.zeros(2, np.int64)), "needs the file 'b'"),
+        (
+            SourceFile("d", np.zeros((2, 8, 6, 3), np.uint8), np.zeros(2, np.int64)),
+            "needs images of 'b', and there are none",
+        ),
     ],
 )
 def test_bad_files_are_refused_and_leave_nothing(tmp_path: Path, file: SourceFile, message: str) -> None:
