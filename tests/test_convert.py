@@ -57,7 +57,7 @@ def test_a_folder_in_a_pipe_is_plain_lines(place: Path) -> None:
         "classes": "2: cat, dog",
         "splits": "train 5, test 1",
         "digest": store.digest,
-        "train": "fastcifar train --dataset out",
+        "train": "fastcifar train --dataset out --batch-size 5",
         "load": "Loader('out')",
     }
     for name, value in expected.items():

@@ -179,7 +179,7 @@ def _facts(store: ArrayStore, seconds: float) -> list[tuple[str, str]]:
         check_image_size(height, width)
         if "test" in parts:
             images = len(store.split("train"))
-            smaller = f" --batch-size {min(32, images)}" * (images < 4 * RECIPES["fast"].batch_size)
+            smaller = f" --batch-size {min(32, max(2, images))}" * (images < 4 * RECIPES["fast"].batch_size)
             facts.append(("train", f"fastcifar train --dataset {shlex.quote(place)}{smaller}"))
         else:
             facts.append(("train", "needs test images too: put them into SOURCE/test, or test_images in the .npz"))
