@@ -24,14 +24,13 @@ from fastcifar.many import Figures, Member, Outcome, run_all
 from fastcifar.optim import resolution
 from fastcifar.recipes import describe, resolve
 from fastcifar.reporter import NullReporter, Reporter, TeeReporter
+from fastcifar.runs import ABLATION
 from fastcifar.seeds import check_seeds
 from fastcifar.series import Series, open_series
 from fastcifar.signals import catch_stop
 from fastcifar.variants import plan_variants, vary
 
 __all__ = ["AblationResult", "AblationRow", "ablate", "ablation_table"]
-
-_RECORD = "ablation.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +105,7 @@ def ablate(
         plan = plan_variants(config, without, variants)
     elif without or variants:
         raise ConfigError("without and variant cannot be given with resume: the folder keeps its own")
-    with open_series(config, record=_RECORD, kind="ablate") as series:
+    with open_series(config, record=ABLATION, kind="ablate") as series:
         seeds = series.seeds(seeds)
         if series.stored:
             plan = _stored_plan(series)
@@ -241,7 +240,7 @@ def _stored_plan(series: Series) -> dict[str, tuple[str, ...]]:
     try:
         return {variant["name"]: tuple(variant["changes"]) for variant in series.stored["variants"]}
     except (KeyError, TypeError):
-        raise CheckpointError(f"{series.path / _RECORD} is damaged: no variants with a name and changes") from None
+        raise CheckpointError(f"{series.path / ABLATION} is damaged: no variants with a name and changes") from None
 
 
 def _row(name: str, changes: tuple[str, ...], ended: Mapping[int, Outcome], base: AblationRow | None) -> AblationRow:

@@ -1,7 +1,8 @@
 """What a loader gives: a batch, and a data set of its batches for what insists on one.
 
-images, labels = Batch(images, labels)
-DataLoader(Batches(loader), batch_size=None)
+Example:
+    images, labels = Batch(images, labels)
+    DataLoader(Batches(loader), batch_size=None)
 """
 
 from collections.abc import Iterator

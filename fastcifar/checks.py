@@ -1,6 +1,7 @@
 """Checks of what a user may set: each raises a `ConfigError` that names the option, what it may be, and what it was.
 
-check_integer("epochs", epochs, 1)      # "epochs must be a whole number at least 1, got 0"
+Example:
+    check_integer("epochs", epochs, 1)      # "epochs must be a whole number at least 1, got 0"
 """
 
 import math

@@ -1,8 +1,9 @@
 """Where a loader stands: an epoch, and the step that comes next in it.
 
-position = Position(steps=98, identity={"seed": 0})
-for batch in position.walk(loader.batch): ...
-position.load_state_dict(saved)
+Example:
+    position = Position(steps=98, identity={"seed": 0})
+    for batch in position.walk(loader.batch): ...
+    position.load_state_dict(saved)
 """
 
 from collections.abc import Callable, Iterator

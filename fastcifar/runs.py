@@ -28,12 +28,14 @@ from fastcifar.publish import publish_json, remove_stale
 if TYPE_CHECKING:  # it waits for torch
     from fastcifar.checkpoint import Checkpoint
 
-__all__ = ["RECORDS", "SEEDS", "Run", "create", "locked", "reopen"]
+__all__ = ["ABLATION", "RECORDS", "SEEDS", "Run", "create", "locked", "reopen"]
 
 SEEDS = "seeds.json"
-RECORDS = (SEEDS, "ablation.json")
-"""Names of the files that say how several runs ended, in the folder of them all."""
 """What a folder of one run a seed has; no run's own folder has it."""
+ABLATION = "ablation.json"
+"""What the folder of an ablation's runs has."""
+RECORDS = (SEEDS, ABLATION)
+"""What says how several runs ended, in the folder of them all."""
 
 _LOCK = ".lock"
 

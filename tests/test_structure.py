@@ -74,7 +74,8 @@ ARROWS: dict[str, set[str]] = {
     "seeds": {"estimates", "formats", "many", "reporter", "runs", "series"},
     "variants": {"changes", "recipes"},
     "ablation": {
-        *{"changes", "estimates", "formats", "many", "optim", "recipes", "reporter", "seeds", "series", "variants"},
+        *{"changes", "estimates", "formats", "many", "optim", "recipes", "reporter", "runs", "seeds", "series"},
+        "variants",
     },
     "commands": {
         *{"ablation", "console", "data", "engine", "nets", "recipes", "reporter", "runs", "runtime", "seeds"},

@@ -24,6 +24,11 @@ R = TypeVar("R", bound=TrainConfig)
 
 _MOST_SEEDS = 1000
 _NUMBERS = {"INT": "a whole number", "FLOAT": "a number"}
+_CHOICES = (
+    r"Error parsing (?P<option>\S+): .*\{(?P<allowed>.*)\}.*\['(?P<got>.*)'\]",
+    r"invalid choice '(?P<got>.*)' for \w+ '(?P<option>\S+)'.*\((?P<allowed>.*)\)",
+)
+"""What tyro says of a value that is none of an option's."""
 
 
 def parse(kind: type[T], arguments: Sequence[str], *, prog: str, description: str, default: T | None = None) -> T:
@@ -40,7 +45,7 @@ def parse(kind: type[T], arguments: Sequence[str], *, prog: str, description: st
         ConfigError: an option is unknown or its value is not allowed.
         SystemExit: with status 0, after --help.
     """
-    _refuse_repeated(kind, arguments)
+    _check_several(kind, arguments)
     errors = io.StringIO()
     try:
         with contextlib.redirect_stderr(errors):
@@ -104,7 +109,7 @@ def parse_seeds(text: str) -> tuple[int, ...]:
     return tuple(seeds)
 
 
-def _refuse_repeated(kind: Any, arguments: Sequence[str]) -> None:
+def _check_several(kind: Any, arguments: Sequence[str]) -> None:
     """Of an option that takes several values tyro would take none, and forget the first ones if it stands there twice.
 
     Raises:
@@ -140,12 +145,9 @@ def _one_line(box: str) -> str:
     if wrong_type:
         option, wanted, got = wrong_type.groups()
         message = f"{option} takes {_NUMBERS.get(wanted, wanted)}, got {got!r}"
-    elif wrong := re.match(
-        r"(?:Error parsing (\S+): .*\{(.*)\}.*\['(.*)'\]|invalid choice '(.*)' for \w+ '(\S+)'.*\((.*)\))", message
-    ):
-        option, allowed, got = wrong.groups()[:3] if wrong[1] else (wrong[5], wrong[6], wrong[4])
-        choices = sorted({choice.strip("' ") for choice in allowed.split(",")} - {"None"})
-        message = f"{option} must be one of {', '.join(choices)}, got {got!r}"
+    elif wrong := next(filter(None, (re.match(pattern, message) for pattern in _CHOICES)), None):
+        choices = sorted({choice.strip("' ") for choice in wrong["allowed"].split(",")} - {"None"})
+        message = f"{wrong['option']} must be one of {', '.join(choices)}, got {wrong['got']!r}"
     elif wrong := re.match(r"Error parsing (--\S+): .*'(.*)'$", message):
         message = f"{wrong.group(1)} cannot be {wrong.group(2)!r}"
     guesses = [row for section in sections[1:] if section[:1] == ["Perhaps you meant:"] for row in section[1:]]
