@@ -178,6 +178,7 @@ class Loader:
             backend=self.backend,
             device=self.device,
             transform=transform,
+            alone=world_size == 1,
         )
         self._transform, self._dtype = transform, dtype
         self._soft = bool(augment.mixup or augment.cutmix)
@@ -202,8 +203,8 @@ class Loader:
         """This rank's part of the batch of a position that the device holds: for compiled steps and CUDA graphs.
 
         It is one operator, `fastcifar::batch`, which `torch.compile` takes without a graph break. With backend
-        cuda (and no policy, mixup or CutMix) the kernel reads the position itself: nothing waits, and a graph
-        that was captured once gives batch after batch as `position` moves. Elsewhere the position is read back.
+        cuda and placement device (and no mixup or CutMix across ranks) the kernel reads the position itself: nothing
+        waits, and a graph captured once gives batch after batch as `position` moves. Elsewhere it is read back.
 
         Args:
             position: int64[2], (epoch, step), on the loader's device.
@@ -222,13 +223,12 @@ class Loader:
     @property
     def counts_on_device(self) -> bool:
         """Whether `batch_at` reads the position on the device, so that a CUDA graph can hold it."""
-        return self._pipeline.at is not None and self._transform is None
+        return self._pipeline.at is not None
 
     def make_at(self, position: Tensor) -> tuple[Tensor, Tensor]:
         """What the operator of `batch_at` does."""
         if self._pipeline.at is None:
-            epoch, step = position.tolist()
-            return self._make(epoch, step, self._capacity)
+            return self._make(int(position[0]), int(position[1]), self._capacity)
         ranks = {"rank": self.rank, "world_size": self.world_size}
         return self._pipeline.at(position, batch_size=self.batch_size, **ranks, capacity=self._capacity)
 

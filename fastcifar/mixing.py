@@ -55,21 +55,26 @@ class Mixer:
         sides = np.sqrt(1 - _beta(cutmix or 1).astype(np.float64))
         self._heights, self._widths = (torch.tensor(np.rint(sides * s).astype(np.int64), device=device) for s in shape)
 
-    def __call__(self, images: Tensor, labels: Tensor, rows: Tensor, *, epoch: int) -> tuple[Tensor, Tensor]:
+    def __call__(
+        self, images: Tensor, labels: Tensor, rows: Tensor, *, epoch: int | Tensor, present: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Mix a batch.
 
         Args:
             images: floating [B, C, H, W]; the first is at an even place of its global batch.
             labels: int64[B].
             rows: int64[B], the samples' rows in the store.
-            epoch: 0 to 2**32 - 1.
+            epoch: 0 to 2**32 - 1; or an int64 scalar on the device.
+            present: int64 scalar there: how many are samples, the rest being padding that nothing is mixed with; None
+                for all.
 
         Returns:
             The mixed images, of the same type and memory format, and float32[B, K], which sum to 1.
         """
         count, height, width = len(rows), images.shape[2], images.shape[3]
         index = torch.arange(count, device=rows.device)
-        partner = (index ^ 1).clamp(max=count - 1)
+        partner = index ^ 1
+        partner = torch.where(partner < (count if present is None else present), partner, index)
         w0, w1, w2, w3 = row_words(rows, epoch, MIX, self._key)
         quantile = w0 >> 20
         other = images[partner]

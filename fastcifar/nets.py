@@ -125,13 +125,13 @@ class FastNet(nn.Module):
     """A net with nothing to keep to but its cost: most accuracy for a second of training.
 
     A 2x2 convolution, to be made of whitening filters (see `whitening`), then blocks of two 3x3 convolutions, each
-    followed by BatchNorm and ReLU; a block's first is pooled to half the side before these. What is left is reduced to
+    followed by BatchNorm and GELU; a block's first is pooled to half the side before these. What is left is reduced to
     each channel's maximum. BatchNorm shifts but does not scale, and no layer but the first has a bias. 3x3
-    convolutions begin as the identity, as far as they have inputs. Shape, widths, the whitening layer, that beginning
-    and the scale of the logits are airbench94's (Jordan 2024); ReLU, cheaper on a CPU, stands for its GELU.
+    convolutions begin as the identity, as far as they have inputs. Shape, widths, the whitening layer, that beginning,
+    GELU and the scale of the logits are airbench94's (Jordan 2024).
 
-    In training on a CPU pools run by loops of our own, and each BatchNorm with its ReLU, as `ConvNet`'s do; and so do
-    convolutions.
+    In training on a CPU pools run by loops of our own, and each BatchNorm with its GELU, as `ConvNet`'s do with ReLU;
+    and so do convolutions.
 
     Args:
         arch: the shape.
@@ -146,12 +146,12 @@ class FastNet(nn.Module):
 
     def __init__(self, arch: FastArch, *, num_classes: int, in_channels: int = 3) -> None:
         super().__init__()
-        layers: list[nn.Module] = [nn.Conv2d(in_channels, arch.patterns, 2), nn.ReLU()]
+        layers: list[nn.Module] = [nn.Conv2d(in_channels, arch.patterns, 2), nn.GELU()]
         nn.init.zeros_(layers[0].bias)  # type: ignore[arg-type]
         channels = arch.patterns
         for width in arch.widths:
-            layers += [_identity_conv(channels, width), nn.MaxPool2d(2), _shift_norm(width), nn.ReLU()]
-            layers += [_identity_conv(width, width), _shift_norm(width), nn.ReLU()]
+            layers += [_identity_conv(channels, width), nn.MaxPool2d(2), _shift_norm(width), nn.GELU()]
+            layers += [_identity_conv(width, width), _shift_norm(width), nn.GELU()]
             channels = width
         self.features = nn.Sequential(*layers, nn.AdaptiveMaxPool2d(1), nn.Flatten())
         self.classifier = nn.Linear(channels, num_classes, bias=False)
@@ -174,8 +174,8 @@ class FastNet(nn.Module):
             layer, *layers = layers
             if isinstance(layer, nn.MaxPool2d) and norms.halves(values, layer):
                 values = norms.halve(values)
-            elif layers and isinstance(layers[0], nn.ReLU) and norms.fits(values, layer):
-                values = norms.norm_relu(values, layer)  # type: ignore[arg-type]  # `fits` looked
+            elif layers and isinstance(layers[0], nn.GELU) and norms.fits(values, layer):
+                values = norms.norm_gelu(values, layer)  # type: ignore[arg-type]  # `fits` looked
                 layers = layers[1:]
             elif isinstance(layer, nn.Conv2d):
                 values = _convolve(values, layer)

@@ -22,7 +22,7 @@ from fastcifar.config import Augment
 from fastcifar.data.store import ArrayStore
 from fastcifar.errors import ConfigError
 from fastcifar.kernels import reference
-from fastcifar.kernels.plan import Plan
+from fastcifar.kernels.plan import IGNORE, Plan
 from fastcifar.kernels.rng import philox, split_seed
 from fastcifar.mixing import Mixer
 from fastcifar.placement import place
@@ -73,6 +73,7 @@ class Pipeline:
         backend: cpu, cuda, eager, dali or reference.
         device: where batches are made.
         transform: the user's module, of the finished images.
+        alone: whether a batch is this rank's as a whole.
     """
 
     def __init__(
@@ -85,6 +86,7 @@ class Pipeline:
         backend: str,
         device: torch.device,
         transform: Transform | None = None,
+        alone: bool = True,
     ) -> None:
         self._plan = plan
         self._device = device
@@ -114,13 +116,22 @@ class Pipeline:
         self._reader = _reader(store, kernel_plan) if placement == "stream" else None
         # held here, so that other loaders of the same store share them
         self.images = None if placement == "stream" else place(store, device if placement == "device" else _HOST)
-        self._source = _source(store, kernel_plan, self.images, backend, device)
-        extra = self._policy is not None or self._mixer is not None or transform is not None
-        self._plain = self._reader is None and not extra
+        whole = self._policy is not None or self._mixer is not None
+        self._labels: Tensor | None = None
+        if whole and backend == "cuda" and self.images is not None and self.images.device == device:
+            from fastcifar.kernels.cuda import CudaKernel
+
+            # which rows they are is drawn on the device too: the kernel gives them in place of labels
+            self._labels = torch.from_numpy(store.labels).to(device)
+            self._source: _Source = CudaKernel(self.images, torch.arange(len(store.labels), device=device), kernel_plan)
+        else:
+            self._source = _source(store, kernel_plan, self.images, backend, device)
+        self._alone = alone
+        self._plain = self._reader is None and not whole and transform is None
         # what a reader has not read yet the CPU kernel would wait for
         ahead = hasattr(self._source, "prepare") and (self._reader is None or backend != "cpu")
         self.prepares = self._mixer is None and ahead
-        if self._policy is not None or self._mixer is not None:
+        if whole and self._labels is None:
             from fastcifar.kernels.cpu import HostOrder
 
             self._order = HostOrder(plan)
@@ -145,13 +156,12 @@ class Pipeline:
         if self._plain:  # the usual case, in as little Python as can be
             return self._source(epoch=epoch, start=first + low, size=high - low, capacity=capacity)
         if self._mixer is None:
-            images, labels = self._unmixed(epoch, first + low, high - low, capacity)
+            images, labels, _ = self._unmixed(epoch, first + low, high - low, capacity)
         else:
             # samples are mixed in pairs, of which a rank may have one
             begin, end = low - low % 2, min(high + high % 2, count)
-            images, labels = self._unmixed(epoch, first + begin, end - begin, None)
+            images, labels, rows = self._unmixed(epoch, first + begin, end - begin, None)
             if end > begin:
-                rows = self._rows(epoch, first + begin, end - begin)
                 images, labels = self._mixer(images, labels, rows, epoch=epoch)
             else:
                 labels = torch.zeros((0, self._mixer.classes), dtype=torch.float32, device=labels.device)
@@ -167,9 +177,25 @@ class Pipeline:
 
     @property
     def at(self) -> Callable[..., tuple[Tensor, Tensor]] | None:
-        """Makes the batch of a position that the device holds, where nothing but the kernel is needed for it."""
-        alone = self._policy is None and self._mixer is None and self._transform is None
-        return getattr(self._source, "at", None) if alone else None
+        """Makes the batch of a position that the device holds, where nothing else is needed for it."""
+        if self._transform is not None or (self._mixer is not None and not self._alone):
+            return None
+        made: Callable[..., tuple[Tensor, Tensor]] | None = getattr(self._source, "at", None)
+        return made if self._labels is None else self._at
+
+    def _at(self, position: Tensor, **part: int) -> tuple[Tensor, Tensor]:
+        """As the kernel's: a policy, mixup and CutMix of the rows that it tells, and padding as it was."""
+        images, rows = self._source.at(position, **part)  # type: ignore[attr-defined]
+        padding = rows < 0
+        rows = rows.clamp(min=0)
+        epoch = position[0]
+        images, labels = self._with_policy(images, self._labels[rows], rows, epoch, None)  # type: ignore[index]
+        if self._mixer is None:
+            labels = labels.masked_fill(padding, IGNORE)
+        else:
+            images, labels = self._mixer(images, labels, rows, epoch=epoch, present=(~padding).sum())
+            labels = labels.masked_fill(padding[:, None], 0)
+        return images.masked_fill(padding[:, None, None, None], 0), labels
 
     def prepare(self, *, epoch: int, start: int, size: int) -> None:
         """Begin with what takes time for a batch that is wanted soon, where the pipeline `prepares`."""
@@ -182,13 +208,25 @@ class Pipeline:
         if hasattr(self._source, "forget"):
             self._source.forget()
 
-    def _unmixed(self, epoch: int, start: int, size: int, capacity: int | None) -> tuple[Tensor, Tensor]:
+    def _unmixed(self, epoch: int, start: int, size: int, capacity: int | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Images, labels, and rows where a policy, mixup or CutMix needs them."""
         if self._reader is not None:
             self._reader.prepare(epoch=epoch, start=start, size=size)
-        if self._policy is None:
-            return self._source(epoch=epoch, start=start, size=size, capacity=capacity)
+        if self._policy is None and self._mixer is None:
+            images, labels = self._source(epoch=epoch, start=start, size=size, capacity=capacity)
+            return images, labels, labels
         images, labels = self._source(epoch=epoch, start=start, size=size)
-        rows = self._rows(epoch, start, size)
+        if self._labels is None:
+            rows = self._rows(epoch, start, size)
+        else:
+            labels, rows = self._labels[labels], labels
+        return *self._with_policy(images, labels, rows, epoch, capacity), rows
+
+    def _with_policy(
+        self, images: Tensor, labels: Tensor, rows: Tensor, epoch: int | Tensor, capacity: int | None
+    ) -> tuple[Tensor, Tensor]:
+        if self._policy is None:
+            return images, labels
         pixels = self._policy(images.to(torch.uint8), rows, epoch=epoch)
         return self._finish(pixels.permute(0, 2, 3, 1), rows, labels, epoch=epoch, capacity=capacity)
 

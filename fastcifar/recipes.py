@@ -49,13 +49,18 @@ RECIPES = {
         resolutions=((20, 0.7),),
     ),
 }
-# Our own net's first convolution is there for whitening; the rest follows airbench94's hyperparameters (Jordan 2024).
+# Our own net's first convolution is there for whitening, and lower resolution costs it more accuracy than it saves
+# time. Head, vectors, momenta and smoothing follow airbench94 (Jordan 2024), Muon's rate the same author's for Muon.
+# Batches of 250 to 2,000 come to the same accuracy, with `lr` as the square root and the others' as the size; fewer
+# steps take a GPU less time.
 _FAST_NET: dict[str, Any] = {
-    "batch_size": 250,
-    "lr": 0.07,
-    "vector_lr": 0.22,
-    "head_lr": 2.8,
+    "batch_size": 1000,
+    "lr": 0.24,
+    "vector_lr": 220.0,  # 64 times the head's, as airbench94's: BatchNorm's biases hardly move otherwise
+    "head_lr": 3.6,
+    "warmup": 0.0,
     "label_smoothing": 0.2,
+    "resolutions": (),
     "whiten": "frozen",
     "norm_momentum": 0.4,
     "tta": "shift",

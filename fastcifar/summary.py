@@ -7,6 +7,7 @@ Example:
 
 from fastcifar.checkpoint import Checkpoint
 from fastcifar.data.store import ArrayStore
+from fastcifar.formats import things
 from fastcifar.loader import Loader
 from fastcifar.recipes import describe
 from fastcifar.reporter import RunSummary
@@ -14,6 +15,8 @@ from fastcifar.runs import Run
 from fastcifar.runtime import Runtime, arithmetic
 
 __all__ = ["summarise"]
+
+_FEW_STEPS = 50  # of a run, in which none of these nets learns much
 
 
 def summarise(
@@ -56,7 +59,7 @@ def summarise(
         steps_per_epoch=len(train),
         evaluated=evaluated,
         eval_every=run.config.eval_every or 1,
-        notices=(*(_resumed(saved, rt, steps) if saved else ()), *_about(store)),
+        notices=(*(_resumed(saved, rt, steps) if saved else ()), *_about(store), *_about_steps(steps)),
     )
 
 
@@ -78,3 +81,9 @@ def _about(store: ArrayStore) -> list[str]:
     if store.name == "digits":
         notices.append("digits are a small stand-in; CIFAR-10: --dataset cifar10, fetched once, or --data FILE")
     return notices
+
+
+def _about_steps(steps: int) -> list[str]:
+    if steps >= _FEW_STEPS:
+        return []
+    return [f"{things(steps, 'step')} in all, few to learn in: a smaller --batch-size or more --epochs gives more"]

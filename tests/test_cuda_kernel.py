@@ -18,11 +18,13 @@ import torch
 from hypothesis import given, settings
 
 import fastcifar.kernels
+from fastcifar import Augment, Loader, convert_arrays
 from fastcifar.errors import ConfigError
 from fastcifar.kernels import reference
 from fastcifar.kernels.eager import EagerAugment
 from fastcifar.kernels.plan import IGNORE, Plan, rows_at, scale_and_shift
 from fastcifar.kernels.rng import permute, permute_blocks, split_seed, widths
+from fastcifar.pipeline import Pipeline
 from tests.effort import effort
 from tests.test_kernels import SCALINGS, cases, make_plan, make_store, one
 
@@ -249,6 +251,32 @@ def test_a_step_that_no_epoch_has_is_all_padding(interpreted, step):
     out, targets = kernel.at(torch.tensor([0, step]), batch_size=4, rank=0, world_size=1, capacity=4)
     assert not out.any()
     assert targets.tolist() == [IGNORE] * 4
+
+
+@pytest.mark.parametrize(
+    "options", [{"policy": "trivial", "cutout": 3}, {"policy": "rand", "mixup": 0.4, "cutmix": 1.0}]
+)
+def test_policies_and_mixing_at_positions_on_the_device(interpreted, monkeypatch, tmp_path, options):
+    """The kernel tells the rows, all else is drawn of them: the CPU's batches, short and missing ones too."""
+    images, labels = make_store(11, 8, 10)
+    store = convert_arrays(tmp_path / "store", images, labels.astype(np.int64) % 4)
+    augment = Augment(crop=2, flip="alternating", **options)
+    loader = Loader(store, batch_size=3, augment=augment, seed=5, pad_last=True)
+    monkeypatch.setitem(sys.modules, "fastcifar.kernels.cuda", interpreted)
+    cpu = torch.device("cpu")
+    pipeline = Pipeline(store, loader._plan, augment, placement="device", backend="cuda", device=cpu)
+    samples = len(loader.dataset)
+    for epoch, step in ((0, 0), (1, 1), (2**32 - 1, len(loader) - 1)):
+        wanted = loader.batch(epoch, step)
+        position = torch.tensor([epoch, step])
+        assert same(pipeline.at(position, batch_size=3, rank=0, world_size=1, capacity=3), wanted)
+        count = min(3, samples - 3 * step)
+        assert same(pipeline(epoch=epoch, first=3 * step, count=count, low=0, high=count, capacity=3), wanted)
+    made, targets = pipeline.at(torch.tensor([0, len(loader)]), batch_size=3, rank=0, world_size=1, capacity=3)
+    assert not made.any()
+    assert torch.equal(targets, torch.zeros(3, 4) if "mixup" in options else torch.full((3,), IGNORE))
+    part = Pipeline(store, loader._plan, augment, placement="device", backend="cuda", device=cpu, alone=False)
+    assert (part.at is None) == ("mixup" in options)  # samples are mixed across ranks
 
 
 # Refusals ----------------------------------------------------------------------------------------------------

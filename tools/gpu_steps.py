@@ -290,6 +290,7 @@ def steps(dataset: str) -> dict[str, Step]:
         "training, fast": lambda: training("fast", dataset),
         "training, fast, operation by operation": lambda: training("fast", dataset, cuda_graphs=False),
         "training, small": lambda: training("small", dataset),
+        "training, small, TrivialAugment": lambda: training("small", dataset, change=("policy=trivial",)),
         "training, big": lambda: training("big", dataset),
         "training beside airbench94": lambda: beside_airbench(dataset),
         "tests": own_tests,

@@ -38,7 +38,7 @@ class EagerAugment:
         self._shift = torch.tensor(plan.shift, device=device)
 
     def __call__(
-        self, images: Tensor, rows: Tensor, labels: Tensor, *, epoch: int, capacity: int | None = None
+        self, images: Tensor, rows: Tensor, labels: Tensor, *, epoch: int | Tensor, capacity: int | None = None
     ) -> tuple[Tensor, Tensor]:
         """The images, augmented.
 
@@ -46,7 +46,7 @@ class EagerAugment:
             images: uint8[size, H, W, C].
             rows: int64[size], their rows in the store, from which their augmentation is drawn.
             labels: int64[size].
-            epoch: 0 to 2**32 - 1.
+            epoch: 0 to 2**32 - 1; or an int64 scalar on the device.
             capacity: B, at least `size`; None: `size`.
 
         Returns:
@@ -56,7 +56,7 @@ class EagerAugment:
         return self.take(images, index, rows, labels, epoch=epoch, capacity=capacity)
 
     def take(
-        self, images: Tensor, index: Tensor, rows: Tensor, labels: Tensor, *, epoch: int, capacity: int | None
+        self, images: Tensor, index: Tensor, rows: Tensor, labels: Tensor, *, epoch: int | Tensor, capacity: int | None
     ) -> tuple[Tensor, Tensor]:
         """As `__call__`, for the images at int64[size] places `index` of `images`."""
         plan, size = self._plan, len(rows)
@@ -71,7 +71,7 @@ class EagerAugment:
             targets[:size] = labels
         return out, targets
 
-    def _augment(self, images: Tensor, index: Tensor, rows: Tensor, epoch: int) -> Tensor:
+    def _augment(self, images: Tensor, index: Tensor, rows: Tensor, epoch: int | Tensor) -> Tensor:
         """[size, C, H, W]: `rng.draws` and the gather it describes."""
         plan = self._plan
         height, width, _ = self._shape

@@ -1,4 +1,4 @@
-"""The compiled loops of `norms` for a net whose ReLUs follow its norms, and for its 2x2 pools; see `norm_loops`.
+"""The compiled loops of `norms` for a net whose GELUs follow its norms, and for its 2x2 pools; see `norm_loops`.
 
 halve_bfloat16(job)     # makes what is left of the job's parts; any number of threads may call it at once
 """
@@ -11,12 +11,14 @@ import numpy as np
 from fastcifar.kernels.cpu_words import get64, word
 from fastcifar.kernels.lanes import (
     add,
+    divide,
+    exp,
     fma,
     load_float32,
     more,
+    multiply,
     pick,
     pick_code,
-    relu,
     splat,
     splat_code,
     store_codes,
@@ -43,6 +45,14 @@ from fastcifar.kernels.norm_fields import (
 )
 from fastcifar.kernels.norm_loops import BFLOAT16, FLOAT32, ZERO, share, sums_of, whole
 
+ONE = np.float32(1)
+FAR = np.float32(13)  # beyond it the normal distribution is 0 or 1 in float32
+HALF, DENSITY = np.float32(-0.5), np.float32(1 / np.sqrt(2 * np.pi))
+# Abramowitz & Stegun 1964, 7.1.26, of erf(|z| / sqrt(2)): off by 1.5e-7 at most. Halved, for the distribution.
+RECIPROCAL = np.float32(0.3275911 / np.sqrt(2))
+A1, A2, A3 = np.float32(0.254829592 / 2), np.float32(-0.284496736 / 2), np.float32(1.421413741 / 2)
+A4, A5 = np.float32(-1.453152027 / 2), np.float32(1.061405429 / 2)
+
 
 @word
 def _as_it_is(value):
@@ -51,74 +61,81 @@ def _as_it_is(value):
 
 @word
 def _plain_moments(job, part, load, store, item):
-    """Those of x itself, where the ReLU comes after the norm."""
+    """Those of x itself, where the GELU comes after the norm."""
     sums_of(job, part, load, item, _as_it_is)
 
 
 @word
-def _apply_relu(job, part, load, store, item):
-    """Write relu(scale * x + bias)."""
+def _normal(z):
+    """The normal distribution's probability of less than z, exp(-z**2 / 2), and z within bounds."""
+    zero, one, far, near = splat(ZERO), splat(ONE), splat(FAR), splat(-FAR)
+    z = pick(more(z, far), far, z)
+    z = pick(more(near, z), near, z)
+    positive = more(z, zero)
+    t = divide(one, fma(splat(RECIPROCAL), pick(positive, z, subtract(zero, z)), one))
+    bell = exp(multiply(splat(HALF), multiply(z, z)))
+    tail = fma(fma(fma(fma(splat(A5), t, splat(A4)), t, splat(A3)), t, splat(A2)), t, splat(A1))
+    tail = multiply(multiply(tail, t), bell)
+    return pick(positive, subtract(one, tail), tail), bell, z
+
+
+@word
+def _apply_gelu(job, part, load, store, item):
+    """Write gelu(scale * x + bias)."""
     first, channels = part * PART, get64(job, CHANNELS)
     pixels, step = min(PART, get64(job, PIXELS) - first), channels * item
     x, y = get64(job, INPUT) + first * step, get64(job, OUTPUT) + first * step
     scale, bias = get64(job, SCALE), get64(job, BIAS)
     for _ in range(pixels):
         for c in range(0, channels, LANES):
-            store(y + c * item, relu(fma(load_float32(scale + 4 * c), load(x + c * item), load_float32(bias + 4 * c))))
+            z = fma(load_float32(scale + 4 * c), load(x + c * item), load_float32(bias + 4 * c))
+            store(y + c * item, multiply(z, _normal(z)[0]))
         x += step
         y += step
 
 
 @word
 def _passed(x, g, a, b):
-    """The gradient g where relu(a * x + b) lets it pass."""
-    zero = splat(ZERO)
-    return pick(more(fma(a, x, b), zero), g, zero)
+    """The gradient of a * x + b, of the gradient g of gelu(a * x + b): the derivative is P(z) + z * p(z)."""
+    below, bell, z = _normal(fma(a, x, b))
+    return multiply(g, fma(multiply(z, splat(DENSITY)), bell, below))
 
 
 @word
-def _sums_relu(job, part, load, store, item):
-    """Sums of g and of g * (x - centre) over a part's pixels, to float32[2, C]; g: what passes of y's gradient."""
-    first, channels = part * PART, get64(job, CHANNELS)
-    pixels, step = min(PART, get64(job, PIXELS) - first), channels * item
-    x, gradient = get64(job, INPUT) + first * step, get64(job, GRADIENT) + first * step
-    sums, centre = get64(job, SUMS) + part * 8 * channels, get64(job, CENTRE)
-    scale, bias = get64(job, SCALE), get64(job, BIAS)
-    for c in range(0, channels, LANES):
-        m, a, b = load_float32(centre + 4 * c), load_float32(scale + 4 * c), load_float32(bias + 4 * c)
-        s0 = s1 = t0 = t1 = splat(ZERO)
-        at, whole = c * item, pixels // 2 * 2
-        for _ in range(0, whole, 2):
-            x0, x1 = load(x + at), load(x + at + step)
-            g0, g1 = _passed(x0, load(gradient + at), a, b), _passed(x1, load(gradient + at + step), a, b)
-            s0, s1 = add(s0, g0), add(s1, g1)
-            t0, t1 = fma(g0, subtract(x0, m), t0), fma(g1, subtract(x1, m), t1)
-            at += 2 * step
-        for _ in range(whole, pixels):
-            x0 = load(x + at)
-            g0 = _passed(x0, load(gradient + at), a, b)
-            s0, t0 = add(s0, g0), fma(g0, subtract(x0, m), t0)
-        store_float32(sums + 4 * c, add(s0, s1))
-        store_float32(sums + 4 * (channels + c), add(t0, t1))
-
-
-@word
-def _back_relu(job, part, load, store, item):
-    """The gradient of x: scale * g + slope * x + offset, g being what passes of y's gradient."""
+def _sums_gelu(job, part, load, store, item):
+    """Write the gradients g of the norm's output; and their sums and those of g * (x - centre), to float32[2, C]."""
     first, channels = part * PART, get64(job, CHANNELS)
     pixels, step = min(PART, get64(job, PIXELS) - first), channels * item
     x, gradient = get64(job, INPUT) + first * step, get64(job, GRADIENT) + first * step
     out = get64(job, OUTPUT) + first * step
+    sums, centre = get64(job, SUMS) + part * 8 * channels, get64(job, CENTRE)
     scale, bias = get64(job, SCALE), get64(job, BIAS)
-    slope, offset = get64(job, SLOPE), get64(job, OFFSET)
+    for c in range(0, channels, LANES):
+        m, a, b = load_float32(centre + 4 * c), load_float32(scale + 4 * c), load_float32(bias + 4 * c)
+        s, t = splat(ZERO), splat(ZERO)
+        at = c * item
+        for _ in range(pixels):
+            value = load(x + at)
+            g = _passed(value, load(gradient + at), a, b)
+            store(out + at, g)
+            s, t = add(s, g), fma(g, subtract(value, m), t)
+            at += step
+        store_float32(sums + 4 * c, s)
+        store_float32(sums + 4 * (channels + c), t)
+
+
+@word
+def _plain_back(job, part, load, store, item):
+    """The gradient of x: scale * g + slope * x + offset, g being that of the norm's output, in the same place."""
+    first, channels = part * PART, get64(job, CHANNELS)
+    pixels, step = min(PART, get64(job, PIXELS) - first), channels * item
+    x, out = get64(job, INPUT) + first * step, get64(job, OUTPUT) + first * step
+    scale, slope, offset = get64(job, SCALE), get64(job, SLOPE), get64(job, OFFSET)
     for _ in range(pixels):
         for c in range(0, channels, LANES):
-            a, b, value = load_float32(scale + 4 * c), load_float32(bias + 4 * c), load(x + c * item)
-            g = _passed(value, load(gradient + c * item), a, b)
-            rest = fma(load_float32(slope + 4 * c), value, load_float32(offset + 4 * c))
-            store(out + c * item, fma(a, g, rest))
+            rest = fma(load_float32(slope + 4 * c), load(x + c * item), load_float32(offset + 4 * c))
+            store(out + c * item, fma(load_float32(scale + 4 * c), load(out + c * item), rest))
         x += step
-        gradient += step
         out += step
 
 
@@ -177,8 +194,8 @@ def _spread(job, image, load, store, item):
 
 
 plain_moments_float32, plain_moments_bfloat16 = whole(_plain_moments, *FLOAT32), whole(_plain_moments, *BFLOAT16)
-apply_relu_float32, apply_relu_bfloat16 = whole(_apply_relu, *FLOAT32), whole(_apply_relu, *BFLOAT16)
-sums_relu_float32, sums_relu_bfloat16 = whole(_sums_relu, *FLOAT32), whole(_sums_relu, *BFLOAT16)
-back_relu_float32, back_relu_bfloat16 = whole(_back_relu, *FLOAT32), whole(_back_relu, *BFLOAT16)
+apply_gelu_float32, apply_gelu_bfloat16 = whole(_apply_gelu, *FLOAT32), whole(_apply_gelu, *BFLOAT16)
+sums_gelu_float32, sums_gelu_bfloat16 = whole(_sums_gelu, *FLOAT32), whole(_sums_gelu, *BFLOAT16)
+plain_back_float32, plain_back_bfloat16 = whole(_plain_back, *FLOAT32), whole(_plain_back, *BFLOAT16)
 halve_float32, halve_bfloat16 = whole(_halve, *FLOAT32), whole(_halve, *BFLOAT16)
 spread_float32, spread_bfloat16 = whole(_spread, *FLOAT32), whole(_spread, *BFLOAT16)

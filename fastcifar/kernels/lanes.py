@@ -23,7 +23,9 @@ from fastcifar.kernels.norm_fields import LANES
 
 __all__ = [
     "add",
+    "divide",
     "equal",
+    "exp",
     "fma",
     "load3",
     "load4",
@@ -34,6 +36,7 @@ __all__ = [
     "load_codes",
     "load_float32",
     "more",
+    "multiply",
     "pick",
     "pick_code",
     "relu",
@@ -142,6 +145,28 @@ def _relu(builder: Any, value: Any) -> Any:
     return builder.select(builder.fcmp_ordered("<", value, zero), zero, value)
 
 
+def _exp(builder: Any, value: Any) -> Any:
+    """The exponential of values from -87 to 87, within 2 units in the last place; of a NaN, anything.
+
+    2**k times the exponential of what is left, at most half of log 2, by the polynomial of Cephes' expf.
+    """
+
+    def float32(number: float) -> Any:
+        return constant(_FLOAT, number, LANES)
+
+    magic = float32(1.5 * 2**23)  # a sum with it is rounded to whole numbers, which its last bits are
+    shifted = _fma(builder, value, float32(1.44269504), magic)
+    k = builder.fsub(shifted, magic)
+    left = _fma(builder, k, float32(-0.693359375), value)
+    left = _fma(builder, k, float32(2.12194440e-4), left)  # log 2 in two parts: the first has few digits
+    result = float32(1.9875691500e-4)
+    for factor in (1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1, 1.0, 1.0):
+        result = _fma(builder, result, left, float32(factor))
+    words = ir.VectorType(_WORD, LANES)
+    exponent = builder.shl(builder.bitcast(shifted, words), constant(_WORD, 23, LANES))
+    return builder.bitcast(builder.add(builder.bitcast(result, words), exponent), value.type)
+
+
 def _more(builder: Any, a: Any, b: Any) -> Any:
     return builder.fcmp_unordered(">", a, b)
 
@@ -158,7 +183,10 @@ splat = _word(_floats, (types.float32,), _splat(_floats))
 splat_code = _word(_codes, (types.uint8,), _splat(_codes))
 add = _word(_floats, (_floats, _floats), lambda builder, a, b: builder.fadd(a, b))
 subtract = _word(_floats, (_floats, _floats), lambda builder, a, b: builder.fsub(a, b))
+multiply = _word(_floats, (_floats, _floats), lambda builder, a, b: builder.fmul(a, b))
+divide = _word(_floats, (_floats, _floats), lambda builder, a, b: builder.fdiv(a, b))
 fma = _word(_floats, (_floats, _floats, _floats), _fma)
+exp = _word(_floats, (_floats,), _exp)
 relu = _word(_floats, (_floats,), _relu)
 more = _word(_mask, (_floats, _floats), _more)
 equal = _word(_mask, (_codes, _codes), lambda builder, a, b: builder.icmp_unsigned("==", a, b))

@@ -21,7 +21,7 @@ FUNCTIONS: Final = {
     f"{name}_{kind}": 1
     for name in (
         *("moments", "apply", "pool", "sums", "back", "unpool"),
-        *("plain_moments", "apply_relu", "sums_relu", "back_relu", "halve", "spread"),
+        *("plain_moments", "apply_gelu", "sums_gelu", "plain_back", "halve", "spread"),
     )
     for kind in ("float32", "bfloat16")
 }

@@ -1,7 +1,7 @@
-"""ReLU, BatchNorm and max-pooling of a training step on the CPU, as one operation with its own gradient.
+"""ReLU or GELU, BatchNorm and max-pooling of a training step on the CPU, as one operation with its own gradient.
 
     pooled = relu_norm(values, norm, pool=True)      # = max_pool2d(norm(relu(values)), 3, 2, 1), norm in training
-    out = norm_relu(halve(values), norm)             # = relu(norm(max_pool2d(values, 2)))
+    out = norm_gelu(halve(values), norm)             # = gelu(norm(max_pool2d(values, 2)))
 
 PyTorch reads and writes the activations 18 times for the first, forward and backward; this does 5 times with
 pooling and 7 without. In float32 they agree within rounding; under autocast in bfloat16 this rounds less often.
@@ -22,14 +22,14 @@ from fastcifar.kernels import machine, norm_fields
 from fastcifar.kernels.norm_fields import LANES, PART
 from fastcifar.kernels.openmp import launch, new_job, set_numbers, takes
 
-__all__ = ["fits", "halve", "halves", "norm_relu", "prepare", "relu_norm"]
+__all__ = ["fits", "halve", "halves", "norm_gelu", "prepare", "relu_norm"]
 
 _KINDS = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 _WINDOWED = ("pool", "unpool", "halve", "spread")
 
 
 def fits(values: Tensor, norm: nn.Module) -> bool:
-    """Whether `relu_norm` or `norm_relu` can stand for the modules: a BatchNorm2d in training, see also `_takes`."""
+    """Whether `relu_norm` or `norm_gelu` can stand for the modules: a BatchNorm2d in training, see also `_takes`."""
     return (
         type(norm) is nn.BatchNorm2d
         and norm.training
@@ -80,8 +80,8 @@ def relu_norm(values: Tensor, norm: nn.BatchNorm2d, *, pool: bool) -> Tensor:
     return found
 
 
-def norm_relu(values: Tensor, norm: nn.BatchNorm2d) -> Tensor:
-    """`norm` in training, then ReLU. Updates the norm's running statistics, as it would.
+def norm_gelu(values: Tensor, norm: nn.BatchNorm2d) -> Tensor:
+    """`norm` in training, then GELU. Updates the norm's running statistics, as it would.
 
     Args:
         values: floating [B, C, H, W], see `fits`.
@@ -90,7 +90,7 @@ def norm_relu(values: Tensor, norm: nn.BatchNorm2d) -> Tensor:
     Returns:
         [B, C, H, W] of the type of `values`, in channels-last memory.
     """
-    found: Tensor = _NormRelu.apply(values, norm.weight, norm.bias, norm)  # type: ignore[no-untyped-call]
+    found: Tensor = _NormGelu.apply(values, norm.weight, norm.bias, norm)  # type: ignore[no-untyped-call]
     return found
 
 
@@ -139,12 +139,12 @@ class _ReluNorm(torch.autograd.Function):
         return out, for_weight, for_bias, None, None
 
 
-class _NormRelu(torch.autograd.Function):
+class _NormGelu(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, values: Tensor, weight: Tensor, bias: Tensor, norm: nn.BatchNorm2d) -> Tensor:
         ctx.moments, ctx.factors = _moments("plain_moments", values, weight, bias, norm)
         out = torch.empty_like(values)
-        _run("apply_relu", values, output=out, **ctx.factors)
+        _run("apply_gelu", values, output=out, **ctx.factors)
         ctx.save_for_backward(values)
         return out
 
@@ -153,11 +153,11 @@ class _NormRelu(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         (values,) = ctx.saved_tensors
         gradient = _like(values, gradient)
-        factors, for_weight, for_bias = _slopes(
-            "sums_relu", values, gradient, ctx.moments, values.numel(), **ctx.factors
-        )
         out = torch.empty_like(values)
-        _run("back_relu", values, gradient=gradient, output=out, **{**factors, **ctx.factors})
+        factors, for_weight, for_bias = _slopes(
+            "sums_gelu", values, gradient, ctx.moments, values.numel(), output=out, **ctx.factors
+        )
+        _run("plain_back", values, output=out, **factors)
         return out, for_weight, for_bias, None
 
 
@@ -208,7 +208,7 @@ def _moments(
 
 
 def _slopes(
-    name: str, inputs: Tensor, gradient: Tensor, moments: _Moments, size: int, **factors: NDArray[np.float32]
+    name: str, inputs: Tensor, gradient: Tensor, moments: _Moments, size: int, **more: Tensor | NDArray[np.float32]
 ) -> tuple[dict[str, NDArray[np.float32]], Tensor, Tensor]:
     """The factors of the gradient of each of `size` values, and the gradients of weight and bias.
 
@@ -218,12 +218,12 @@ def _slopes(
         gradient: of what became of them, of their shape.
         moments: of the values.
         size: how many values there are.
-        factors: that the loop needs.
+        more: that the loop needs.
     """
     mean, deviation, scale = moments
     channels = inputs.shape[1]
     sums = np.empty((-(-(inputs.numel() // channels) // PART), 2, channels), np.float32)
-    _run(name, inputs, gradient=gradient, sums=sums, centre=_single(mean), **factors)
+    _run(name, inputs, gradient=gradient, sums=sums, centre=_single(mean), **more)
     for_bias, centred = sums.sum(0, dtype=np.float64)
     for_weight = centred * deviation
     count = size // channels

@@ -168,12 +168,12 @@ def test_training_runs_and_learns(amp_dtype: Any, compile_: Any) -> None:
     assert fit(config).test.accuracy > 0.8
 
 
-def test_steps_as_graphs_are_those_of_the_loop() -> None:
+@pytest.mark.parametrize("change", [(), ("policy=trivial",), ("policy=rand", "mixup=0.2", "cutmix=1")])
+def test_steps_as_graphs_are_those_of_the_loop(change: tuple[str, ...]) -> None:
     losses = {}
     for cuda_graphs in (True, False):
-        config = TrainConfig(
-            arch="small", dataset="digits", epochs=2, batch_size=200, device="cuda", cuda_graphs=cuda_graphs
-        )
+        where: Any = {"arch": "small", "dataset": "digits", "device": "cuda", "change": change}
+        config = TrainConfig(epochs=2, batch_size=200, cuda_graphs=cuda_graphs, **where)
         losses[cuda_graphs] = [stats.train_loss for stats in fit(config).history]
     assert losses[True] == pytest.approx(losses[False], rel=0.05)
 
