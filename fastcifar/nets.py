@@ -62,10 +62,10 @@ _LOGIT_SCALE = 1 / 9
 class ConvNet(nn.Module):
     """A net described by an `Arch`.
 
-    In training on a CPU, channels-last, its ReLUs, BatchNorms and pools run as one operation (see `norms`); their
-    modules hold the parameters, and their forward hooks are not called then. In float32 on a CPU, convolutions take a
-    quarter of the multiplications (see `winograd`); in bfloat16 on one with matrix units, those of small images take
-    many of these side by side (see `strips`). Gradients of gradients need `fused` off.
+    On a CPU, channels-last, in training and where no gradient is wanted, its ReLUs, BatchNorms and pools run as one
+    operation (see `norms`); their modules hold the parameters, and their forward hooks are not called then. In float32
+    on a CPU, convolutions take a quarter of the multiplications (see `winograd`); in bfloat16 on one with matrix units,
+    those of small images take many of these side by side (see `strips`). Gradients of gradients need `fused` off.
 
     Args:
         arch: the shape.
@@ -130,8 +130,8 @@ class FastNet(nn.Module):
     convolutions begin as the identity, as far as they have inputs. Shape, widths, the whitening layer, that beginning,
     GELU and the scale of the logits are airbench94's (Jordan 2024).
 
-    In training on a CPU pools run by loops of our own, and each BatchNorm with its GELU, as `ConvNet`'s do with ReLU;
-    and so do convolutions.
+    On a CPU pools run by loops of our own, and each BatchNorm with its GELU, as `ConvNet`'s do with ReLU; and so do
+    convolutions.
 
     Args:
         arch: the shape.

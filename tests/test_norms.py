@@ -1,6 +1,8 @@
 """ReLU, BatchNorm and max-pooling as one: beside PyTorch's modules in float64, and within the nets."""
 
 import copy
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -301,6 +303,37 @@ def test_the_nets_train_as_they_would_with_their_modules(arch: str, side: int) -
     net.eval()
     other.eval()
     close(net(images), other(images.double()), 1e-3)
+    with torch.no_grad():
+        close(net(images), other(images.double()), 1e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("without", [torch.no_grad, torch.inference_mode])
+@settings(max_examples=effort(10), deadline=None)
+@given(height=st.integers(2, 33), width=st.integers(2, 33), seed=st.integers(0, 2**31))
+def test_evaluation_is_by_the_running_statistics(
+    height: int, width: int, seed: int, without: Callable[[], Any], dtype: torch.dtype
+) -> None:
+    tolerance = 1e-5 if dtype == torch.float32 else 5e-3
+    values, norm, pool = values_of((3, 32, height, width), dtype, seed), norm_of(32, seed), nn.MaxPool2d(2)
+    norm.running_mean = torch.linspace(-1, 2, 32)
+    norm.running_var = torch.linspace(0.01, 4, 32)
+    reference = copy.deepcopy(norm).double().eval()
+    before = copy.deepcopy(norm.state_dict())
+    norm.eval()
+    pool.eval()
+    assert not norms.fits(values, norm)  # a gradient may be wanted
+    assert not norms.halves(values, pool)
+    with without():
+        assert norms.fits(values, norm)
+        assert norms.halves(values, pool)
+        for pooled in (True, False):
+            found = norms.relu_norm(values, norm, pool=pooled)
+            close(found, modules(values.double(), reference, pool=pooled), tolerance)
+        close(norms.norm_gelu(values, norm), F.gelu(reference(values.double())), tolerance)
+        assert torch.equal(norms.halve(values), pool(values))
+    for name, tensor in norm.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
 
 
 def test_statistics_are_kept_without_gradients() -> None:

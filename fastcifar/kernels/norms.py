@@ -1,4 +1,4 @@
-"""ReLU or GELU, BatchNorm and max-pooling of a training step on the CPU, as one operation with its own gradient.
+"""ReLU or GELU, BatchNorm and max-pooling on the CPU, as one operation with its own gradient.
 
     pooled = relu_norm(values, norm, pool=True)      # = max_pool2d(norm(relu(values)), 3, 2, 1), norm in training
     out = norm_gelu(halve(values), norm)             # = gelu(norm(max_pool2d(values, 2)))
@@ -29,10 +29,10 @@ _WINDOWED = ("pool", "unpool", "halve", "spread")
 
 
 def fits(values: Tensor, norm: nn.Module) -> bool:
-    """Whether `relu_norm` or `norm_gelu` can stand for the modules: a BatchNorm2d in training, see also `_takes`."""
+    """Whether `relu_norm` or `norm_gelu` can stand for the modules: a BatchNorm2d, see also `_takes` and `_in_use`."""
     return (
         type(norm) is nn.BatchNorm2d
-        and norm.training
+        and _in_use(norm)
         and norm.affine
         and norm.momentum is not None
         and norm.track_running_stats
@@ -43,14 +43,19 @@ def fits(values: Tensor, norm: nn.Module) -> bool:
 
 
 def halves(values: Tensor, pool: nn.Module) -> bool:
-    """Whether `halve` can take the place of the module: a max-pooling of 2x2 windows, in training."""
+    """Whether `halve` can stand for the module: a max-pooling of 2x2 windows, see also `_takes` and `_in_use`."""
     return (
         type(pool) is nn.MaxPool2d
-        and pool.training
+        and _in_use(pool)
         and (pool.kernel_size, pool.stride, pool.padding, pool.dilation, pool.ceil_mode) == (2, 2, 0, 1, False)
         and _takes(values)
         and min(values.shape[2:]) > 1
     )
+
+
+def _in_use(module: nn.Module) -> bool:
+    """Whether it is in training, or evaluated without gradients, which the loops have for training alone."""
+    return module.training or not torch.is_grad_enabled()
 
 
 def _takes(values: Tensor) -> bool:
@@ -64,9 +69,9 @@ def prepare() -> None:
 
 
 def relu_norm(values: Tensor, norm: nn.BatchNorm2d, *, pool: bool) -> Tensor:
-    """ReLU, then `norm` in training, and where `pool`, 3x3 max-pooling of stride 2 and padding 1.
+    """ReLU, then `norm`, and where `pool`, 3x3 max-pooling of stride 2 and padding 1.
 
-    Updates the norm's running statistics, as it would.
+    In training it updates the norm's running statistics, as that would.
 
     Args:
         values: floating [B, C, H, W], see `fits`.
@@ -81,7 +86,7 @@ def relu_norm(values: Tensor, norm: nn.BatchNorm2d, *, pool: bool) -> Tensor:
 
 
 def norm_gelu(values: Tensor, norm: nn.BatchNorm2d) -> Tensor:
-    """`norm` in training, then GELU. Updates the norm's running statistics, as it would.
+    """`norm`, then GELU. In training it updates the norm's running statistics, as that would.
 
     Args:
         values: floating [B, C, H, W], see `fits`.
@@ -190,7 +195,22 @@ _Moments: TypeAlias = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np
 def _moments(
     name: str, values: Tensor, weight: Tensor, bias: Tensor, norm: nn.BatchNorm2d
 ) -> tuple[_Moments, dict[str, NDArray[np.float32]]]:
-    """A batch's moments, which the running statistics follow, and the factors of scale * value + bias."""
+    """The moments to normalise by, and the factors of scale * value + bias.
+
+    In training they are the batch's, and the running statistics follow; else these.
+    """
+    if norm.training:
+        mean, variance = _batch_moments(name, values, norm)
+    else:
+        mean, variance = norm.running_mean.double().numpy(), norm.running_var.double().numpy()  # type: ignore[union-attr]
+    deviation = 1 / np.sqrt(variance + norm.eps)
+    scale = weight.detach().double().numpy() * deviation
+    factors = {"scale": _single(scale), "bias": _single(bias.detach().double().numpy() - mean * scale)}
+    return (mean, deviation, scale), factors
+
+
+def _batch_moments(name: str, values: Tensor, norm: nn.BatchNorm2d) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """A batch's mean and variance, which the running statistics follow."""
     channels = values.shape[1]
     count = values.numel() // channels
     sums = np.empty((-(-count // PART), 3, channels), np.float32)
@@ -201,10 +221,7 @@ def _moments(
         for running, found in ((norm.running_mean, mean), (norm.running_var, variance * count / (count - 1))):
             running.lerp_(torch.from_numpy(found.astype(np.float32)), norm.momentum)  # type: ignore[union-attr,arg-type]
         norm.num_batches_tracked.add_(1)  # type: ignore[union-attr]
-    deviation = 1 / np.sqrt(variance + norm.eps)
-    scale = weight.detach().double().numpy() * deviation
-    factors = {"scale": _single(scale), "bias": _single(bias.detach().double().numpy() - mean * scale)}
-    return (mean, deviation, scale), factors
+    return mean, variance
 
 
 def _slopes(
