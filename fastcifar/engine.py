@@ -20,7 +20,7 @@ from fastcifar.errors import CheckpointError, ConfigError, DamagedStoreError, Da
 from fastcifar.evaluation import eval_loader, evaluate, test_stats
 from fastcifar.job import FitResult, Job
 from fastcifar.metrics import TestStats
-from fastcifar.nets import build_model, check_image_size, find_arch
+from fastcifar.nets import build_model, check_image_size, find_arch, prepare
 from fastcifar.ranks import Ranks, joined
 from fastcifar.recipes import resolve
 from fastcifar.reporter import JsonLinesReporter, NullReporter, Reporter, TeeReporter
@@ -183,6 +183,7 @@ def evaluate_run(
     model = build_model(run.config.arch, num_classes=len(store.classes), in_channels=store.image_shape[2])
     load_weights(model, saved.model)
     model.to(rt.device, memory_format=rt.memory_format)  # type: ignore[call-overload]
+    prepare(model, rt.device, rt.precision)
     loader = eval_loader(store, f"{run.recipe.split}/test", run.recipe, rt)
     with _enough_memory(rt):
         return test_stats(evaluate(model, loader, rt, tta=run.recipe.tta), store.classes)

@@ -202,9 +202,8 @@ class Loader:
     def batch_at(self, position: Tensor) -> Batch:
         """This rank's part of the batch of a position that the device holds: for compiled steps and CUDA graphs.
 
-        It is one operator, `fastcifar::batch`, which `torch.compile` takes without a graph break. With backend
-        cuda and placement device (and no mixup or CutMix across ranks) the kernel reads the position itself: nothing
-        waits, and a graph captured once gives batch after batch as `position` moves. Elsewhere it is read back.
+        It is one operator, `fastcifar::batch`, without a graph break. With backend cuda and placement device (and no
+        mixup or CutMix across ranks) a graph captured once gives batch after batch; elsewhere `position` is read back.
 
         Args:
             position: int64[2], (epoch, step), on the loader's device.
@@ -228,7 +227,8 @@ class Loader:
     def make_at(self, position: Tensor) -> tuple[Tensor, Tensor]:
         """What the operator of `batch_at` does."""
         if self._pipeline.at is None:
-            return self._make(int(position[0]), int(position[1]), self._capacity)
+            epoch, step = position.tolist()
+            return self._make(epoch, step, self._capacity)
         ranks = {"rank": self.rank, "world_size": self.world_size}
         return self._pipeline.at(position, batch_size=self.batch_size, **ranks, capacity=self._capacity)
 

@@ -63,9 +63,9 @@ class ConvNet(nn.Module):
     """A net described by an `Arch`.
 
     On a CPU, channels-last, in training and where no gradient is wanted, its ReLUs, BatchNorms and pools run as one
-    operation (see `norms`); their modules hold the parameters, and their forward hooks are not called then. In float32
-    on a CPU, convolutions take a quarter of the multiplications (see `winograd`); in bfloat16 on one with matrix units,
-    those of small images take many of these side by side (see `strips`). Gradients of gradients need `fused` off.
+    operation (see `norms`), but for those that have hooks; their modules hold the parameters. In float32 on a CPU,
+    convolutions take a quarter of the multiplications (see `winograd`); in bfloat16 on one with matrix units, those of
+    small images take many of these side by side (see `strips`). Gradients of gradients need `fused` off.
 
     Args:
         arch: the shape.
@@ -110,8 +110,8 @@ class ConvNet(nn.Module):
         layers = list(self.features)
         while layers:
             layer, *layers = layers
-            if isinstance(layer, nn.ReLU) and norms.fits(values, layers[0]):
-                pool = len(layers) > 1 and isinstance(layers[1], nn.MaxPool2d)
+            if isinstance(layer, nn.ReLU) and norms.fits(values, layers[0]) and not _hooked(layer, layers[0]):
+                pool = len(layers) > 1 and isinstance(layers[1], nn.MaxPool2d) and not _hooked(layers[1])
                 values = norms.relu_norm(values, layers[0], pool=pool)  # type: ignore[arg-type]  # `fits` looked
                 layers = layers[1 + pool :]
             elif isinstance(layer, nn.Conv2d):
@@ -130,7 +130,7 @@ class FastNet(nn.Module):
     convolutions begin as the identity, as far as they have inputs. Shape, widths, the whitening layer, that beginning,
     GELU and the scale of the logits are airbench94's (Jordan 2024).
 
-    On a CPU pools run by loops of our own, and each BatchNorm with its GELU, as `ConvNet`'s do with ReLU; and so do
+    On a CPU pools run by loops of our own, and each BatchNorm with its GELU, as `ConvNet`'s do with ReLU; so do
     convolutions.
 
     Args:
@@ -172,9 +172,14 @@ class FastNet(nn.Module):
         layers = list(self.features)
         while layers:
             layer, *layers = layers
-            if isinstance(layer, nn.MaxPool2d) and norms.halves(values, layer):
+            if isinstance(layer, nn.MaxPool2d) and norms.halves(values, layer) and not _hooked(layer):
                 values = norms.halve(values)
-            elif layers and isinstance(layers[0], nn.GELU) and norms.fits(values, layer):
+            elif (
+                layers
+                and isinstance(layers[0], nn.GELU)
+                and norms.fits(values, layer)
+                and not _hooked(layer, layers[0])
+            ):
                 values = norms.norm_gelu(values, layer)  # type: ignore[arg-type]  # `fits` looked
                 layers = layers[1:]
             elif isinstance(layer, nn.Conv2d):
@@ -185,14 +190,22 @@ class FastNet(nn.Module):
 
 
 def _convolve(values: Tensor, layer: nn.Conv2d) -> Tensor:
-    """The layer's convolution, in the way that is fastest here; its own where it has hooks, which must be called."""
-    hooked = layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks
-    if not hooked and winograd.fits(values, layer):
-        return winograd.conv2d(values, layer)
-    if not hooked and strips.fits(values, layer):
-        return strips.conv2d(values, layer)
+    """The layer's convolution, in the way that is fastest here; its own where it has hooks."""
+    if not _hooked(layer):
+        if winograd.fits(values, layer):
+            return winograd.conv2d(values, layer)
+        if strips.fits(values, layer):
+            return strips.conv2d(values, layer)
     convolved: Tensor = layer(values)
     return convolved
+
+
+def _hooked(*layers: nn.Module) -> bool:
+    """Whether any has hooks, which must be called."""
+    return any(
+        layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks
+        for layer in layers
+    )
 
 
 def _identity_conv(before: int, after: int) -> nn.Conv2d:
@@ -234,7 +247,7 @@ def build_model(name: str, *, num_classes: int, in_channels: int = 3) -> nn.Modu
 
 
 def prepare(model: nn.Module, device: torch.device, precision: torch.dtype) -> None:
-    """Load or compile what a net runs in training on a device in a precision, so that no step waits for it."""
+    """Load or compile what a net runs on a device in a precision, so that no step waits for it."""
     if device.type == "cpu" and isinstance(model, ConvNet | FastNet) and model.fused:
         norms.prepare()
         if precision == torch.float32:

@@ -195,7 +195,7 @@ class Pipeline:
         else:
             images, labels = self._mixer(images, labels, rows, epoch=epoch, present=(~padding).sum())
             labels = labels.masked_fill(padding[:, None], 0)
-        return images.masked_fill(padding[:, None, None, None], 0), labels
+        return images.masked_fill_(padding[:, None, None, None], 0), labels  # in place, or the layout would be lost
 
     def prepare(self, *, epoch: int, start: int, size: int) -> None:
         """Begin with what takes time for a batch that is wanted soon, where the pipeline `prepares`."""

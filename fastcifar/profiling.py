@@ -40,7 +40,7 @@ _WARM_UP, _STEPS = 3, 10
 _OWN_GROUP: dict[str, str] = {"loader": "loader", "resolution": "resolution", "optimiser": "optimiser"}
 _GROUPS = (
     ("convolutions, matrix products", re.compile(r"[cC]onvolution|conv\d|::(add|badd)?b?mm$|::(linear|matmul)$")),
-    ("batch normalisation", re.compile("batch_norm|_ReluNorm|_NormRelu")),
+    ("batch normalisation", re.compile("batch_norm|_ReluNorm|_NormGelu")),
     ("pooling", re.compile("pool|_Halve")),
     ("activations", re.compile("relu|threshold|gelu|silu")),
     ("copies and layout", re.compile(r"copy|contiguous|::(clone|to|reorder)")),

@@ -86,4 +86,4 @@ def _about(store: ArrayStore) -> list[str]:
 def _about_steps(steps: int) -> list[str]:
     if steps >= _FEW_STEPS:
         return []
-    return [f"{things(steps, 'step')} in all, few to learn in: a smaller --batch-size or more --epochs gives more"]
+    return [f"{things(steps, 'step')} in all, few to learn in: more --epochs or a smaller --batch-size gives more"]

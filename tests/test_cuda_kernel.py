@@ -269,7 +269,9 @@ def test_policies_and_mixing_at_positions_on_the_device(interpreted, monkeypatch
     for epoch, step in ((0, 0), (1, 1), (2**32 - 1, len(loader) - 1)):
         wanted = loader.batch(epoch, step)
         position = torch.tensor([epoch, step])
-        assert same(pipeline.at(position, batch_size=3, rank=0, world_size=1, capacity=3), wanted)
+        made = pipeline.at(position, batch_size=3, rank=0, world_size=1, capacity=3)
+        assert same(made, wanted)
+        assert made[0].stride() == wanted[0].stride()
         count = min(3, samples - 3 * step)
         assert same(pipeline(epoch=epoch, first=3 * step, count=count, low=0, high=count, capacity=3), wanted)
     made, targets = pipeline.at(torch.tensor([0, len(loader)]), batch_size=3, rank=0, world_size=1, capacity=3)

@@ -1,4 +1,4 @@
-"""ReLU, BatchNorm and max-pooling as one: beside PyTorch's modules in float64, and within the nets."""
+"""ReLU or GELU, BatchNorm and max-pooling as one: beside PyTorch's modules in float64, and within the nets."""
 
 import copy
 from collections.abc import Callable
@@ -202,12 +202,21 @@ def test_a_large_mean_costs_no_digits() -> None:
     close(norm.running_var, values.double().transpose(0, 1).flatten(1).var(1), 1e-3)
 
 
-@pytest.mark.parametrize("pool", [True, False])
-def test_threads_change_no_bit(pool: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "through",
+    [
+        lambda values, norm: norms.relu_norm(values, norm, pool=True),
+        lambda values, norm: norms.relu_norm(values, norm, pool=False),
+        norms.norm_gelu,
+    ],
+)
+def test_threads_change_no_bit(
+    through: Callable[[Tensor, nn.BatchNorm2d], Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
     def run(threads: int) -> list[Tensor]:
         with on_threads(threads):
             values, norm = values_of((7, 64, 20, 20), torch.bfloat16, 0).requires_grad_(), norm_of(64, 0)
-            out = norms.relu_norm(values, norm, pool=pool)
+            out = through(values, norm)
             out.backward(values_of(tuple(out.shape), torch.bfloat16, 1))
             return [out, values.grad, norm.weight.grad, norm.bias.grad, norm.running_var]  # type: ignore[list-item]
 
@@ -303,8 +312,13 @@ def test_the_nets_train_as_they_would_with_their_modules(arch: str, side: int) -
     net.eval()
     other.eval()
     close(net(images), other(images.double()), 1e-3)
-    with torch.no_grad():
+    used.clear()
+    with pytest.MonkeyPatch.context() as patch, torch.no_grad():
+        patch.setattr(norms, "_run", run)
         close(net(images), other(images.double()), 1e-3)
+    counts = {"apply_gelu": 6, "halve": 3} if arch == "fast" else {"pool": 4, "apply": {"small": 0, "big": 4}[arch]}
+    assert {name: used.count(name) for name in counts} == counts
+    assert len(used) == sum(counts.values())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -72,7 +72,7 @@ def two_steps() -> list[Any]:
     [
         (winograd._Convolution, "convolutions, matrix products"),
         (norms._ReluNorm, "batch normalisation"),
-        (norms._NormRelu, "batch normalisation"),
+        (norms._NormGelu, "batch normalisation"),
         (norms._Halve, "pooling"),
     ],
 )

@@ -55,7 +55,7 @@ ARROWS: dict[str, set[str]] = {
         *{"averaging", "loader", "evaluation", "optim", "profiling", "rank_norm", "ranks", "reporter", "runtime"},
     },
     "step_graphs": {"trainer", "loader", "muon"},
-    "summary": {"formats", "checkpoint", "data", "loader", "recipes", "reporter", "runs", "runtime"},
+    "summary": {"checkpoint", "data", "formats", "loader", "recipes", "reporter", "runs", "runtime"},
     "outcome": {"figures", "page", "reporter", "runs"},
     "job": {
         *{"trainer", "evaluation", "loader", "data", "nets", "profiling", "ranks", "reporter", "runtime"},

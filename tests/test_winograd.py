@@ -216,15 +216,20 @@ def test_who_counts_traces_or_differentiates_forward_sees_operators() -> None:
         _close(slopes[0], slopes[1])
 
 
-def test_hooks_of_a_convolution_are_called() -> None:
-    net, images = build_model("small", num_classes=4), _images((16, 3, 20, 20))
+@pytest.mark.parametrize("arch", ["small", "fast"])
+@pytest.mark.parametrize("kind", [nn.Conv2d, nn.ReLU, nn.GELU, nn.BatchNorm2d, nn.MaxPool2d])
+def test_hooks_of_a_layer_are_called(arch: str, kind: type[nn.Module]) -> None:
+    net, images = build_model(arch, num_classes=4), _images((16, 3, 20, 20))
     net.to(memory_format=LAST)  # type: ignore[call-overload]
-    layers = [layer for layer in net.modules() if isinstance(layer, nn.Conv2d)]
+    layers = [layer for layer in net.features if isinstance(layer, kind)]  # type: ignore[union-attr]
     called: list[nn.Module] = []
     for layer in layers:
         layer.register_forward_hook(lambda layer, inputs, output: called.append(layer))
     net(images)
     assert called == layers
+    with torch.no_grad():
+        net.eval()(images)
+    assert called == layers * 2
 
 
 @pytest.mark.parametrize("default", [torch.float64, torch.bfloat16, "meta"])

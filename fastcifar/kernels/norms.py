@@ -1,6 +1,6 @@
 """ReLU or GELU, BatchNorm and max-pooling on the CPU, as one operation with its own gradient.
 
-    pooled = relu_norm(values, norm, pool=True)      # = max_pool2d(norm(relu(values)), 3, 2, 1), norm in training
+    pooled = relu_norm(values, norm, pool=True)      # = max_pool2d(norm(relu(values)), 3, 2, 1)
     out = norm_gelu(halve(values), norm)             # = gelu(norm(max_pool2d(values, 2)))
 
 PyTorch reads and writes the activations 18 times for the first, forward and backward; this does 5 times with

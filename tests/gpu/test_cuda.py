@@ -132,6 +132,31 @@ def test_a_graph_counts_through_epochs() -> None:
             assert_same_bits(batch, here(epoch=epoch, **call))
 
 
+@pytest.mark.parametrize("options", [{"policy": "trivial"}, {"policy": "rand", "mixup": 0.4, "cutmix": 1.0}])
+def test_a_graph_makes_batches_with_policies_and_mixing(options: dict[str, Any]) -> None:
+    common: Any = {
+        "batch_size": 100,
+        "augment": Augment(crop=4, flip="alternating", cutout=8, **options),
+        "pad_last": True,
+    }
+    here, there = Loader(open_store("digits"), **common), Loader(open_store("digits"), device="cuda", **common)
+    assert there.counts_on_device
+    position = torch.tensor([0, 0], device="cuda")
+    there.make_at(position)
+    torch.cuda.synchronize()
+    captured = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(captured):
+        images, labels = there.make_at(position)
+    for epoch, step in ((0, 0), (3, 1), (2**32 - 1, len(here) - 1)):
+        position.copy_(torch.tensor([epoch, step]))
+        with no_synchronisation():
+            captured.replay()
+        expected = here.batch(epoch, step)
+        assert images.stride() == expected.images.stride()
+        assert torch.equal(images.cpu(), expected.images)
+        assert torch.equal(labels.cpu(), expected.labels)
+
+
 def test_a_compiled_step_makes_its_batch() -> None:
     options: Any = {"batch_size": 64, "augment": AUGMENT, "pad_last": True}
     here, there = Loader(open_store("digits"), **options), Loader(open_store("digits"), device="cuda", **options)
