@@ -588,6 +588,12 @@ def test_names_in_the_picture_do_not_lie_on_each_other() -> None:
     assert np.diff(heights).min() >= 0.07 * (high - low)
 
 
+def test_of_many_changes_the_picture_names_the_first() -> None:
+    changes = ["augment.policy=trivial", "batch_size=500", "lr=0.1", "head_lr=0.2"]
+    axes = picture.draw(races([run(change=changes)])).axes[0]
+    assert " ".join(axes.texts[0].get_text().split()) == "fastcifar, policy=trivial, batch_size=500, 2 more"
+
+
 def test_the_tables_show_the_race(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     runs = [*many(), report(arch="big"), run(arch="big", epochs=9.0, accuracy=0.69)]
     Records(tmp_path / "recipe_race.json", "Which?", summarise).add(runs[0])

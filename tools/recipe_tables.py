@@ -82,9 +82,11 @@ def _epochs(reached: Mapping[str, Any]) -> str:
 
 
 def _recipe(setting: Mapping[str, Any]) -> list[str]:
-    tta = setting["tta_accuracy"]
+    tta, title = setting["tta_accuracy"], setting["title"]
+    if setting["lr"] and ", lr=" not in title:
+        title += f", lr {setting['lr']:g}"
     return [
-        setting["title"] + (f", lr {setting['lr']:g}" if setting["lr"] else ""),
+        title,
         f"{setting['epochs']:g}",
         str(len(setting["seeds"])),
         f"{_spread(setting['train_seconds'])} s",

@@ -31,8 +31,11 @@ _TICKS = (1, 2, 5, 10, 20, 60, 120, 300, 600, 1200, 3600, 7200, 18000, 36000, 86
 _APART = 0.19
 """Of a panel's width: the least distance of two times on its axis."""
 
-_LETTERS = 24
+_LETTERS = 26
 """Of a name in a line, at most: what it is wide a panel is not."""
+
+_CHANGES = 2
+"""Named beside a recipe, at most."""
 
 _COLUMNS = 3
 """Panels side by side."""
@@ -122,7 +125,7 @@ def _name(axes: Axes, ends: dict[str, float], colors: dict[str, str]) -> None:
     line = 0.08 * (high - low)
     top = low  # of the name below
     for title, end in sorted(ends.items(), key=lambda item: item[1]):
-        name = textwrap.fill(title, _LETTERS)
+        name = textwrap.fill(_short(title), _LETTERS)
         half = line * (name.count("\n") + 1) / 2
         at = max(end, top + half)
         top = at + half
@@ -137,6 +140,14 @@ def _name(axes: Axes, ends: dict[str, float], colors: dict[str, str]) -> None:
             fontsize=8,
             annotation_clip=False,
         )
+
+
+def _short(title: str) -> str:
+    """A name with the first changes to the recipe alone, and how many more there are; the tables have all of them."""
+    parts = title.replace("augment.", "").split(", ")
+    changes = [part for part in parts if "=" in part]
+    more = [f"{len(changes) - _CHANGES} more"] if len(changes) > _CHANGES else []
+    return ", ".join([part for part in parts if part not in changes[_CHANGES:]] + more)
 
 
 def _ticks(low: float, high: float) -> list[float]:
