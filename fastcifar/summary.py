@@ -59,7 +59,7 @@ def summarise(
         steps_per_epoch=len(train),
         evaluated=evaluated,
         eval_every=run.config.eval_every or 1,
-        notices=(*(_resumed(saved, rt, steps) if saved else ()), *_about(store), *_about_steps(steps)),
+        notices=(*(_resumed(saved, rt, steps) if saved else _about_steps(steps)), *_about(store)),
     )
 
 
