@@ -116,25 +116,18 @@ class Pipeline:
         self._reader = _reader(store, kernel_plan) if placement == "stream" else None
         # held here, so that other loaders of the same store share them
         self.images = None if placement == "stream" else place(store, device if placement == "device" else _HOST)
-        whole = self._policy is not None or self._mixer is not None
         self._labels: Tensor | None = None
-        if whole and backend == "cuda" and self.images is not None and self.images.device == device:
-            from fastcifar.kernels.cuda import CudaKernel
-
-            # which rows they are is drawn on the device too: the kernel gives them in place of labels
-            self._labels = torch.from_numpy(store.labels).to(device)
-            self._source: _Source = CudaKernel(self.images, torch.arange(len(store.labels), device=device), kernel_plan)
-        else:
-            self._source = _source(store, kernel_plan, self.images, backend, device)
+        labels = store.labels
+        if self._policy is not None or self._mixer is not None:
+            # they are drawn of the samples' rows, which the kernel gives in place of labels
+            self._labels = torch.from_numpy(labels).to(device)
+            labels = np.arange(len(labels))
+        self._source = _source(store, labels, kernel_plan, self.images, backend, device)
         self._alone = alone
-        self._plain = self._reader is None and not whole and transform is None
+        self._plain = self._reader is None and self._labels is None and transform is None
         # what a reader has not read yet the CPU kernel would wait for
         ahead = hasattr(self._source, "prepare") and (self._reader is None or backend != "cpu")
         self.prepares = self._mixer is None and ahead
-        if whole and self._labels is None:
-            from fastcifar.kernels.cpu import HostOrder
-
-            self._order = HostOrder(plan)
 
     def __call__(
         self, *, epoch: int, first: int, count: int, low: int, high: int, capacity: int | None = None
@@ -155,12 +148,16 @@ class Pipeline:
         """
         if self._plain:  # the usual case, in as little Python as can be
             return self._source(epoch=epoch, start=first + low, size=high - low, capacity=capacity)
-        if self._mixer is None:
-            images, labels, _ = self._unmixed(epoch, first + low, high - low, capacity)
+        if self._labels is None:
+            images, labels = self._read(epoch, first + low, high - low, capacity)
+        elif self._mixer is None:
+            images, rows = self._read(epoch, first + low, high - low, None)
+            images, labels = self._with_policy(images, rows, epoch, capacity)
         else:
             # samples are mixed in pairs, of which a rank may have one
             begin, end = low - low % 2, min(high + high % 2, count)
-            images, labels, rows = self._unmixed(epoch, first + begin, end - begin, None)
+            images, rows = self._read(epoch, first + begin, end - begin, None)
+            images, labels = self._with_policy(images, rows, epoch, None)
             if end > begin:
                 images, labels = self._mixer(images, labels, rows, epoch=epoch)
             else:
@@ -184,12 +181,12 @@ class Pipeline:
         return made if self._labels is None else self._at
 
     def _at(self, position: Tensor, **part: int) -> tuple[Tensor, Tensor]:
-        """As the kernel's: a policy, mixup and CutMix of the rows that it tells, and padding as it was."""
+        """As the kernel's: a policy, mixup and CutMix of the rows that it gives, and padding as it was."""
         images, rows = self._source.at(position, **part)  # type: ignore[attr-defined]
         padding = rows < 0
         rows = rows.clamp(min=0)
         epoch = position[0]
-        images, labels = self._with_policy(images, self._labels[rows], rows, epoch, None)  # type: ignore[index]
+        images, labels = self._with_policy(images, rows, epoch, None)
         if self._mixer is None:
             labels = labels.masked_fill(padding, IGNORE)
         else:
@@ -208,23 +205,17 @@ class Pipeline:
         if hasattr(self._source, "forget"):
             self._source.forget()
 
-    def _unmixed(self, epoch: int, start: int, size: int, capacity: int | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Images, labels, and rows where a policy, mixup or CutMix needs them."""
+    def _read(self, epoch: int, start: int, size: int, capacity: int | None) -> tuple[Tensor, Tensor]:
+        """What the kernel gives: images and labels, or rows in place of these."""
         if self._reader is not None:
             self._reader.prepare(epoch=epoch, start=start, size=size)
-        if self._policy is None and self._mixer is None:
-            images, labels = self._source(epoch=epoch, start=start, size=size, capacity=capacity)
-            return images, labels, labels
-        images, labels = self._source(epoch=epoch, start=start, size=size)
-        if self._labels is None:
-            rows = self._rows(epoch, start, size)
-        else:
-            labels, rows = self._labels[labels], labels
-        return *self._with_policy(images, labels, rows, epoch, capacity), rows
+        return self._source(epoch=epoch, start=start, size=size, capacity=capacity)
 
     def _with_policy(
-        self, images: Tensor, labels: Tensor, rows: Tensor, epoch: int | Tensor, capacity: int | None
+        self, images: Tensor, rows: Tensor, epoch: int | Tensor, capacity: int | None
     ) -> tuple[Tensor, Tensor]:
+        """Images and labels of the rows, after the policy where there is one."""
+        labels = self._labels[rows]  # type: ignore[index]  # there, where rows are
         if self._policy is None:
             return images, labels
         pixels = self._policy(images.to(torch.uint8), rows, epoch=epoch)
@@ -240,12 +231,6 @@ class Pipeline:
         padded[: len(values)] = values
         return padded
 
-    def _rows(self, epoch: int, start: int, size: int) -> Tensor:
-        rows = torch.from_numpy(self._order.rows(epoch, start, size))
-        if self._device.type == "cuda":  # a copy from pinned memory waits for nothing
-            rows = rows.pin_memory()
-        return rows.to(self._device, non_blocking=True)
-
 
 def _reader(store: ArrayStore, plan: Plan) -> "Reader":
     from fastcifar.streaming import Reader
@@ -253,28 +238,35 @@ def _reader(store: ArrayStore, plan: Plan) -> "Reader":
     return Reader(store, plan)
 
 
-def _source(store: ArrayStore, plan: Plan, images: Tensor | None, backend: str, device: torch.device) -> _Source:
-    """The kernel, over `images`, or over the mapped store where that is None."""
+def _source(
+    store: ArrayStore,
+    labels: NDArray[np.int64],
+    plan: Plan,
+    images: Tensor | None,
+    backend: str,
+    device: torch.device,
+) -> _Source:
+    """The kernel, over `images`, or over the mapped store where that is None; it gives the `labels` of rows."""
     if images is not None and images.device == device and backend in ("eager", "cuda"):
-        labels = torch.from_numpy(store.labels).to(device)
+        targets = torch.from_numpy(labels).to(device)
         if backend == "cuda":
             from fastcifar.kernels.cuda import CudaKernel
 
-            return CudaKernel(images, labels, plan)
+            return CudaKernel(images, targets, plan)
         from fastcifar.kernels.eager import EagerKernel
 
-        return EagerKernel(images, labels, plan)
+        return EagerKernel(images, targets, plan)
     host: NDArray[np.uint8] = store.images if images is None else images.numpy()
     if backend == "cpu":
         from fastcifar.kernels.cpu import CpuKernel
 
-        return CpuKernel(host, store.labels, plan)
+        return CpuKernel(host, labels, plan)
     if backend == "dali":
         from fastcifar.kernels.dali import DaliKernel
 
-        return DaliKernel(host, store.labels, plan, device_id=device.index)
+        return DaliKernel(host, labels, plan, device_id=device.index)
     if backend == "reference":
-        return functools.partial(_reference, host, store.labels, plan)
+        return functools.partial(_reference, host, labels, plan)
     augment: Any
     if backend == "cuda":
         from fastcifar.kernels.cuda import CudaAugment
@@ -286,7 +278,7 @@ def _source(store: ArrayStore, plan: Plan, images: Tensor | None, backend: str, 
         augment = EagerAugment(store.image_shape, plan, device)
     from fastcifar.staging import Staged
 
-    return Staged(host, store.labels, plan, augment, device)
+    return Staged(host, labels, plan, augment, device)
 
 
 def _reference(
