@@ -178,7 +178,7 @@ class Pipeline:
         if self._transform is not None or (self._mixer is not None and not self._alone):
             return None
         made: Callable[..., tuple[Tensor, Tensor]] | None = getattr(self._source, "at", None)
-        return made if self._labels is None else self._at
+        return made if made is None or self._labels is None else self._at
 
     def _at(self, position: Tensor, **part: int) -> tuple[Tensor, Tensor]:
         """As the kernel's: a policy, mixup and CutMix of the rows that it gives, and padding as it was."""
