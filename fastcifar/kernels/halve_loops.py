@@ -34,16 +34,14 @@ from fastcifar.kernels.norm_fields import (
     HEIGHT,
     INPUT,
     LANES,
-    OFFSET,
     OUTPUT,
     PART,
     PIXELS,
     SCALE,
-    SLOPE,
     SUMS,
     WIDTH,
 )
-from fastcifar.kernels.norm_loops import BFLOAT16, FLOAT32, ZERO, share, sums_of, whole
+from fastcifar.kernels.norm_loops import BFLOAT16, FLOAT32, ZERO, apply_of, as_it_is, back_of, share, sums_of, whole
 
 ONE = np.float32(1)
 FAR = np.float32(12.5)  # beyond it the normal distribution is 0 or 1 but for 4e-36
@@ -55,14 +53,9 @@ A4, A5 = np.float32(-1.453152027 / 2), np.float32(1.061405429 / 2)
 
 
 @word
-def _as_it_is(value):
-    return value
-
-
-@word
 def _plain_moments(job, part, load, store, item):
     """Those of x itself, where the GELU comes after the norm."""
-    sums_of(job, part, load, item, _as_it_is)
+    sums_of(job, part, load, item, as_it_is)
 
 
 @word
@@ -80,18 +73,14 @@ def _normal(z):
 
 
 @word
+def _gelu(z):
+    return multiply(z, _normal(z)[0])
+
+
+@word
 def _apply_gelu(job, part, load, store, item):
     """Write gelu(scale * x + bias)."""
-    first, channels = part * PART, get64(job, CHANNELS)
-    pixels, step = min(PART, get64(job, PIXELS) - first), channels * item
-    x, y = get64(job, INPUT) + first * step, get64(job, OUTPUT) + first * step
-    scale, bias = get64(job, SCALE), get64(job, BIAS)
-    for _ in range(pixels):
-        for c in range(0, channels, LANES):
-            z = fma(load_float32(scale + 4 * c), load(x + c * item), load_float32(bias + 4 * c))
-            store(y + c * item, multiply(z, _normal(z)[0]))
-        x += step
-        y += step
+    apply_of(job, part, load, store, item, as_it_is, _gelu)
 
 
 @word
@@ -125,18 +114,14 @@ def _sums_gelu(job, part, load, store, item):
 
 
 @word
+def _plain_finish(x, g, a, slope, offset):
+    return fma(a, g, fma(slope, x, offset))
+
+
+@word
 def _plain_back(job, part, load, store, item):
-    """The gradient of x: scale * g + slope * x + offset, g being that of the norm's output, in the same place."""
-    first, channels = part * PART, get64(job, CHANNELS)
-    pixels, step = min(PART, get64(job, PIXELS) - first), channels * item
-    x, out = get64(job, INPUT) + first * step, get64(job, OUTPUT) + first * step
-    scale, slope, offset = get64(job, SCALE), get64(job, SLOPE), get64(job, OFFSET)
-    for _ in range(pixels):
-        for c in range(0, channels, LANES):
-            rest = fma(load_float32(slope + 4 * c), load(x + c * item), load_float32(offset + 4 * c))
-            store(out + c * item, fma(load_float32(scale + 4 * c), load(out + c * item), rest))
-        x += step
-        out += step
+    """The gradient of x: scale * g + slope * x + offset."""
+    back_of(job, part, load, store, item, _plain_finish)
 
 
 @word

@@ -91,18 +91,30 @@ def _moments(job, part, load, store, item):
 
 
 @word
-def _apply(job, part, load, store, item):
-    """Write y = scale * r + bias."""
+def as_it_is(value):
+    """The value."""
+    return value
+
+
+@word
+def apply_of(job, part, load, store, item, before, after):
+    """Write y = after(scale * before(x) + bias)."""
     first, channels = part * PART, get64(job, CHANNELS)
     pixels, step = min(PART, get64(job, PIXELS) - first), channels * item
     x, y = get64(job, INPUT) + first * step, get64(job, OUTPUT) + first * step
     scale, bias = get64(job, SCALE), get64(job, BIAS)
     for _ in range(pixels):
         for c in range(0, channels, LANES):
-            value = fma(load_float32(scale + 4 * c), relu(load(x + c * item)), load_float32(bias + 4 * c))
-            store(y + c * item, value)
+            value = fma(load_float32(scale + 4 * c), before(load(x + c * item)), load_float32(bias + 4 * c))
+            store(y + c * item, after(value))
         x += step
         y += step
+
+
+@word
+def _apply(job, part, load, store, item):
+    """Write y = scale * r + bias."""
+    apply_of(job, part, load, store, item, relu, as_it_is)
 
 
 @word
@@ -173,8 +185,8 @@ def _finish(x, g, a, slope, offset):
 
 
 @word
-def _back(job, part, load, store, item):
-    """The gradient of x, of the gradient of y."""
+def back_of(job, part, load, store, item, finish):
+    """The gradient of x, of that of the norm's output and of what `finish` makes of both."""
     first, channels = part * PART, get64(job, CHANNELS)
     pixels, step = min(PART, get64(job, PIXELS) - first), channels * item
     x, gradient = get64(job, INPUT) + first * step, get64(job, GRADIENT) + first * step
@@ -183,10 +195,16 @@ def _back(job, part, load, store, item):
     for _ in range(pixels):
         for c in range(0, channels, LANES):
             a, p, q = load_float32(scale + 4 * c), load_float32(slope + 4 * c), load_float32(offset + 4 * c)
-            store(out + c * item, _finish(load(x + c * item), load(gradient + c * item), a, p, q))
+            store(out + c * item, finish(load(x + c * item), load(gradient + c * item), a, p, q))
         x += step
         gradient += step
         out += step
+
+
+@word
+def _back(job, part, load, store, item):
+    """The gradient of x, of the gradient of y."""
+    back_of(job, part, load, store, item, _finish)
 
 
 @word

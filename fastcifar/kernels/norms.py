@@ -162,7 +162,7 @@ class _NormGelu(torch.autograd.Function):
         factors, for_weight, for_bias = _slopes(
             "sums_gelu", values, gradient, ctx.moments, values.numel(), output=out, **ctx.factors
         )
-        _run("plain_back", values, output=out, **factors)
+        _run("plain_back", values, gradient=out, output=out, **factors)
         return out, for_weight, for_bias, None
 
 
