@@ -42,7 +42,7 @@ def alternate(
     values: dict[str, list[float]] = {name: [] for name in names}
     failed: dict[str, str] = {}
     for number in range(-warm_up, repeats):
-        first = number % len(names)
+        first = number % max(len(names), 1)
         for name in names[first:] + names[:first]:
             if name in failed:
                 continue

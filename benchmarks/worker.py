@@ -6,7 +6,7 @@ Reads one JSON object a line from standard input, and answers each with one:
 
     {"do": "prepare"}                  {"seconds": ..}
     {"do": "open"}                     {"first_batch_seconds": .., "version": .., "scaling": ..}
-    {"do": "sample", "path": ..}       {"shape": .., "dtype": ..}   the first batch of a new epoch, in an .npz file
+    {"do": "sample", "path": ..}       {"shape": .., "dtypes": ..}  the first batch of a new epoch, in an .npz file
     {"do": "run", "seconds": ..}       {"images": .., "seconds": ..}
     {"do": "stop"}                     (ends)
 

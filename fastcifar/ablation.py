@@ -10,6 +10,7 @@ a run ends.
 
 import dataclasses
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -141,10 +142,12 @@ def ablation_table(result: AblationResult) -> list[tuple[str, ...]]:
         ("variant", f"{part} accuracy", "difference", "95 % interval", "train s", "difference s")
     ]
     for row in result.rows:
-        ended = next(iter(row.errors.values()), "").partition(":")[0]  # "diverged", say
-        accuracy = (
-            f"{percent(row.accuracy.mean)}{f' ({len(row.errors)} {ended})' * bool(ended)}" if row.accuracy else ended
-        )
+        states = Counter(error.partition(":")[0] for error in row.errors.values())  # "diverged", say
+        if row.accuracy is None:
+            accuracy = ", ".join(states)
+        else:
+            ended = ", ".join(f"{number} {state}" for state, number in states.items())
+            accuracy = percent(row.accuracy.mean) + f" ({ended})" * bool(ended)
         rows.append(
             (
                 row.name,

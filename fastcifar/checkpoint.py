@@ -24,7 +24,7 @@ import safetensors.torch
 from torch import Tensor
 
 from fastcifar.errors import CheckpointError, OutputError, one_line
-from fastcifar.publish import publish_folder, remove_stale
+from fastcifar.publish import publish_bytes, publish_folder, remove_stale
 
 __all__ = ["Checkpoint", "Saver", "load_newest", "problem", "save", "saved"]
 
@@ -59,24 +59,32 @@ def save(
 ) -> Path:
     """Publish a checkpoint as `folder/<step>` and delete all but the newest ones.
 
+    A step may be saved again with the same tensors and another state: after an evaluation that it was stopped in, say.
+
     Raises:
         OutputError: it cannot be written; those there before are intact.
     """
     path = folder / f"{step:08d}"
+    files = {
+        name: safetensors.torch.save({key: t.detach().cpu().contiguous() for key, t in tensors.items()})
+        for name, tensors in zip(_FILES, (model, training), strict=True)
+    }
+    digests = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+    manifest = {"format": _FORMAT, "version": _VERSION, "step": step, "files": digests, "state": dict(state)}
+    manifest["digest"] = _digest(manifest)
+    text = json.dumps(manifest, indent=1).encode()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         remove_stale(folder)
-        if path.exists() and problem(path) is not None:
-            shutil.rmtree(path)  # or it would stand in the new one's place
-        with publish_folder(path) as temporary:
-            digests = {}
-            for name, tensors in zip(_FILES, (model, training), strict=True):
-                content = safetensors.torch.save({key: t.detach().cpu().contiguous() for key, t in tensors.items()})
-                (temporary / name).write_bytes(content)
-                digests[name] = hashlib.sha256(content).hexdigest()
-            manifest = {"format": _FORMAT, "version": _VERSION, "step": step, "files": digests, "state": dict(state)}
-            manifest["digest"] = _digest(manifest)
-            (temporary / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+        if path.exists() and _holds(path, digests):
+            publish_bytes(path / "manifest.json", text)
+        else:
+            if path.exists():
+                shutil.rmtree(path)  # or it would stand in the new one's place
+            with publish_folder(path) as temporary:
+                for name, content in files.items():
+                    (temporary / name).write_bytes(content)
+                (temporary / "manifest.json").write_bytes(text)
     except OSError as error:
         raise OutputError(f"checkpoint {error.filename or path} cannot be written: {error.strerror or error}") from None
     # a newer one is damaged: this run did not go on from it
@@ -153,7 +161,8 @@ def saved(folder: Path) -> list[Path]:
     """The folders of the checkpoints in a run's `checkpoints`, the newest last."""
     if not folder.is_dir():
         return []
-    return sorted(path for path in folder.glob("*") if path.name.isdecimal() and path.is_dir())
+    found = (path for path in folder.glob("*") if path.name.isdecimal() and path.is_dir())
+    return sorted(found, key=lambda path: int(path.name))
 
 
 def problem(path: Path) -> str | None:
@@ -163,6 +172,11 @@ def problem(path: Path) -> str | None:
     except (_DamagedError, CheckpointError) as error:
         return str(error)
     return None
+
+
+def _holds(path: Path, digests: Mapping[str, str]) -> bool:
+    """Whether a sound checkpoint is there whose files have these digests."""
+    return problem(path) is None and json.loads((path / "manifest.json").read_bytes())["files"] == digests
 
 
 class _DamagedError(Exception):

@@ -6,12 +6,12 @@ Example:
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastcifar.errors import ConfigError
 
-__all__ = ["check_choice", "check_integer", "check_kind", "check_number"]
+__all__ = ["check_choice", "check_integer", "check_kind", "check_names", "check_number"]
 
 
 def check_choice(name: str, value: object, allowed: Sequence[object]) -> None:
@@ -49,12 +49,24 @@ def check_number(name: str, value: object, low: float, high: float = math.inf, *
     Raises:
         ConfigError: it is none, or out of range.
     """
-    fits = isinstance(value, int | float) and low <= value <= min(high, sys.float_info.max)  # an int may be larger
+    most = min(high, sys.float_info.max)  # an int may be larger
+    fits = isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= most
     if not fits or (above and value == low):
         span = f"above {low:g}" if above else f"at least {low:g}"
         raise ConfigError(
             f"{name} must be a number {span}{f' and at most {high:g}' if high < math.inf else ''}, got {value!r}"
         )
+
+
+def check_names(name: str, value: object) -> None:
+    """That `value` is texts in an order, none of them empty.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    ordered = hasattr(value, "__getitem__") and not isinstance(value, str | Mapping)
+    if not ordered or not all(isinstance(one, str) and one for one in value):  # type: ignore[attr-defined]
+        raise ConfigError(f"{name} must be a list of names, got {value!r:.100}")
 
 
 def check_kind(name: str, value: object, kind: Any, words: str) -> None:

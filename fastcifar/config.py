@@ -8,6 +8,7 @@ architectures, recipes and data sets are checked against their registries where 
 
 import dataclasses
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -242,13 +243,15 @@ class TrainConfig:
             if isinstance(value := getattr(self, name), str):
                 object.__setattr__(self, name, Path(value))
             check_kind(name, getattr(self, name), Path | None, "a path or None")
-        object.__setattr__(self, "dataset", str(self.dataset) if isinstance(self.dataset, Path) else self.dataset)
+        if isinstance(self.dataset, Path):  # "./digits" is a folder, "digits" a name
+            object.__setattr__(self, "dataset", os.path.join(".", self.dataset))
         for name in ("arch", "dataset", "recipe"):
             check_kind(name, getattr(self, name), str, "a name")
         for name in ("allow_unverified", "amp", "channels_last", "cuda_graphs", "profile"):
             check_kind(name, getattr(self, name), bool, "True or False")
         object.__setattr__(self, "device", str(self.device))  # a torch.device too
-        if isinstance(self.change, str) or not all(isinstance(change, str) for change in self.change):
+        changes: object = self.change
+        if not isinstance(changes, list | tuple) or not all(isinstance(change, str) for change in changes):
             raise ConfigError(f"change must be a tuple of texts such as 'lr=0.1', got {self.change!r}")
         object.__setattr__(self, "change", tuple(self.change))
         if self.split is not None:

@@ -168,6 +168,8 @@ def evaluate_run(
         raise CheckpointError(f"{path} holds several runs: name one of them, such as {one}")
     run = runs.reopen(path)
     if data is not None:
+        if not Path(data).exists():
+            raise DataError(f"{data}: does not exist")
         run = dataclasses.replace(run, config=dataclasses.replace(run.config, data=data))
     rt = runtime.choose(dataclasses.replace(run.config, device=device, compile="off"))  # one pass: compiling costs more
     saved = checkpoint.load_newest(run.checkpoints)
@@ -211,6 +213,7 @@ def _store_of(run: runs.Run, reporter: Reporter) -> ArrayStore:
             store = ArrayStore(place)
             if store.digest == digest:
                 return store
+            reporter.message(f"{place} holds other data than the run's: it is not used")
     if run.config.dataset in DATASETS:
         return open_data(run.config, reporter)
     raise DataError(f"{recorded} is not the store that it was: put it back, or name its new place with --data")

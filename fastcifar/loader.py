@@ -195,7 +195,7 @@ class Loader:
         """This rank's part of batch `step` of `epoch`, both from 0. Moves no position.
 
         Raises:
-            IndexError: the epoch has no such step.
+            ConfigError, IndexError: there is no such epoch (up to 2**32 - 1), or no such step in it.
         """
         return Batch(*self._make(epoch, step, self._capacity if self.pad_last else None))
 
@@ -213,7 +213,7 @@ class Loader:
 
         Raises:
             ConfigError: the loader has a transform: apply it in the step.
-            IndexError: the epoch has no such step (with backend cuda all rows are then padding).
+            ConfigError, IndexError: as `batch` (with backend cuda all rows are then padding).
         """
         if self._transform is not None:
             raise ConfigError("batch_at makes batches without transform: apply the module in the step itself")

@@ -186,7 +186,10 @@ def _side_by_side(
                         worker.stop()
                 while left and len(running) < parallel and stop.signum is None:
                     member = left.popleft()
-                    running[member.name] = member, start(member.name, _to_go_on(member.config))
+                    try:
+                        running[member.name] = member, start(member.name, _to_go_on(member.config))
+                    except FastcifarError as error:
+                        yield member, error
                 try:
                     name, message = queue.get(timeout=_GLANCE)
                 except Empty:

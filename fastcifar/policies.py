@@ -43,12 +43,13 @@ from typing import Final, Literal, get_args
 import torch
 from torch import Tensor
 
+from fastcifar.checks import check_choice, check_integer
 from fastcifar.errors import ConfigError
 from fastcifar.kernels.rng import split_seed
 from fastcifar.kernels.words import row_words
 from fastcifar.policy_stages import BINS, LEVELS, OPERATIONS, spread, stages
 
-__all__ = ["BINS", "OPERATIONS", "POLICY", "Policy", "PolicyAugment", "apply_policy"]
+__all__ = ["BINS", "OPERATIONS", "POLICY", "Policy", "PolicyAugment"]
 
 POLICY: Final = 5
 """Purpose: the fourth word of the counter; see `kernels.rng`."""
@@ -71,18 +72,9 @@ class Policy:
     """Bin of the magnitude of `rand`, 0 to 30."""
 
     def __post_init__(self) -> None:
-        if self.kind not in get_args(Kind):
-            raise ConfigError(f"kind must be one of {', '.join(get_args(Kind))}, got {self.kind!r}")
-        for name, value, low, high in (("num_ops", self.num_ops, 1, 2**24), ("magnitude", self.magnitude, 0, BINS - 1)):
-            if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-                raise ConfigError(f"{name} must be a whole number from {low} to {high}, got {value!r}")
-
-
-def apply_policy(images: Tensor, rows: Tensor, *, policy: Policy, seed: int, epoch: int | Tensor) -> Tensor:
-    """`PolicyAugment` for one batch. It builds the tables anew, which waits for an accelerator."""
-    height, width = images.shape[2:]
-    augment = PolicyAugment(policy, shape=(height, width), seed=seed, device=images.device)
-    return augment(images, rows, epoch=epoch)
+        check_choice("kind", self.kind, get_args(Kind))
+        check_integer("num_ops", self.num_ops, 1, 2**24)
+        check_integer("magnitude", self.magnitude, 0, BINS - 1)
 
 
 class PolicyAugment:

@@ -76,14 +76,14 @@ class Ranks:
         """What the first says; what the others pass is not looked at."""
         if self.size == 1:
             return text
-        words = torch.tensor(list(text.encode()), dtype=torch.uint8)
+        words = torch.tensor(list(text.encode("utf-8", "surrogateescape")), dtype=torch.uint8)
         length = torch.tensor(len(words))
         with _together():
             dist.broadcast(length, 0)
             heard = words if self.first else torch.empty(int(length), dtype=torch.uint8)
             if len(heard):
                 dist.broadcast(heard, 0)
-        return bytes(heard.tolist()).decode()
+        return bytes(heard.tolist()).decode("utf-8", "surrogateescape")
 
     def copy_first_no_sync(self, tensors: Iterable[Tensor]) -> None:
         """Take over the first's tensors, in place."""

@@ -262,7 +262,7 @@ def reopen(path: Path, given: TrainConfig | None = None, *, complete: bool = Fal
         raise CheckpointError(f"{path / 'config.json'} is damaged: {one_line(error)}") from None
     if given is not None:
         default = TrainConfig()
-        changed = {}
+        changed: dict[str, Any] = {}
         for field in dataclasses.fields(TrainConfig):
             value = getattr(given, field.name)
             if value == getattr(config, field.name) or (not complete and value == getattr(default, field.name)):
@@ -271,5 +271,9 @@ def reopen(path: Path, given: TrainConfig | None = None, *, complete: bool = Fal
                 asked, own = (_shown(each) for each in (value, getattr(config, field.name)))
                 raise ConfigError(f"{field.name} {asked} differs from the run's {own}: a resumed run keeps its options")
             changed[field.name] = value
+        if (place := changed.get("data")) is not None:
+            if not place.exists():
+                raise ConfigError(f"data {str(place)!r} does not exist")
+            changed["data"] = place.absolute()  # the run may be resumed from elsewhere again
         config = dataclasses.replace(config, **{**changed, "out": None, "resume": None})
     return Run(path=path, config=config, recipe=recipe)

@@ -74,7 +74,8 @@ class Series:
         with self.run.writing():
             publish_json(self.path / self.record, dict(content))
             for suffix, text in texts.items():
-                publish_bytes((self.path / self.record).with_suffix(f".{suffix}"), text.encode())
+                place = (self.path / self.record).with_suffix(f".{suffix}")
+                publish_bytes(place, text.encode("utf-8", "backslashreplace"))  # a path may hold what is no UTF-8
 
     def go_on(self, command: str) -> str:
         """The command line that goes on with it."""

@@ -1,6 +1,6 @@
 """Reads a mapped store ahead of a loader, checks what it reads, and lets go of what was used.
 
-One thread, for as long as an iteration runs, reads the bytes of the span of positions after the current one.
+One thread, from the first `prepare` to `close`, reads the bytes of the span of positions after the current one.
 Each 4 MiB chunk is checked against its checksum before the first of its images is used.
 
     reader = Reader(store, plan)

@@ -1,6 +1,7 @@
 """Checks what is on disk: a store, a run, several runs, CIFAR's archive or folder, or all that a home folder keeps.
 
-Reads every byte; writes nothing.
+Every byte of stores, archives and checkpoints is compared with its checksum; a run's records, which have none, need
+to be JSON. Writes nothing.
 
     for found in verify(Path("runs/cifar10-big-fast-20260101-120000")):
         found.path, found.what, found.problems
@@ -165,7 +166,8 @@ def _run(path: Path) -> Finding:
         except FastcifarError as error:
             if not any(line in str(error) for _, line in damaged):  # else it is said already
                 problems.append(_within(path, error))
-    for name in ("environment.json", "metrics.jsonl"):
+    resumed = ["environment-resumed.json"] * _holds(path, "environment-resumed.json")
+    for name in ("environment.json", "metrics.jsonl", *resumed):
         problems += _json_problems(path / name, lines=name.endswith("l"))
     return Finding(path=path, what=what, problems=tuple(problems))
 

@@ -1,5 +1,6 @@
 """Ablations: the same seeds for all, differences seed by seed, and never a look at the test images."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -12,12 +13,13 @@ import pytest
 from scipy import stats
 
 from fastcifar import many
-from fastcifar.ablation import AblationResult, ablate, ablation_table
+from fastcifar.ablation import AblationResult, AblationRow, ablate, ablation_table
 from fastcifar.commands import main
 from fastcifar.config import TrainConfig
 from fastcifar.data.writer import SourceFile, write_store
 from fastcifar.engine import fit
 from fastcifar.errors import CheckpointError, ConfigError, DivergedError, FastcifarError, StoppedError
+from fastcifar.estimates import estimate
 from fastcifar.nets import ARCHS, Arch
 from fastcifar.recipes import RECIPES, resolve
 from fastcifar.reporter import NullReporter
@@ -206,6 +208,23 @@ def test_a_variant_that_diverges_is_a_row_and_not_tried_again(data: str, monkeyp
     made.clear()
     assert ablate(TrainConfig(resume=Path("all"))) == result
     assert made == []
+
+
+def test_each_way_to_end_is_counted_for_itself() -> None:
+    row = AblationRow(
+        name="x",
+        changes=(),
+        accuracies={0: 0.5},
+        seconds={0: 1.0},
+        errors={1: "diverged: nan", 2: "failed: the disk is full"},
+        accuracy=None,
+        difference=None,
+        train_seconds=None,
+        seconds_difference=None,
+    )
+    rows = (row, dataclasses.replace(row, accuracy=estimate([0.5])))
+    result = AblationResult(path=Path(), title="", evaluated=None, rows=rows, notes=(), exit_status=3)
+    assert [cells[1] for cells in ablation_table(result)[1:]] == ["diverged, failed", "50.00 % (1 diverged, 1 failed)"]
 
 
 def test_what_failed_or_was_stopped_is_done_again_and_no_more(data: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 import io
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -157,9 +158,12 @@ def test_what_is_no_images_and_labels_is_said(
     [
         (["a", "b"], DataError, "labels run from 0 to 3, there are 2 classes"),
         (["a", "b", "c", "a"], ConfigError, "a name comes twice in a, b, c, a"),
-        ("abcd", ConfigError, "classes must be the classes' names, got 'abcd'"),
-        ([0, 1, 2, 3], ConfigError, "classes must be the classes' names"),
-        (["a", "b", "c", ""], ConfigError, "classes must be the classes' names"),
+        ("abcd", ConfigError, "classes must be a list of names, got 'abcd'"),
+        ([0, 1, 2, 3], ConfigError, "classes must be a list of names"),
+        (["a", "b", "c", ""], ConfigError, "classes must be a list of names"),
+        ({"a", "b", "c", "d"}, ConfigError, "classes must be a list of names, got {"),
+        (4, ConfigError, "classes must be a list of names, got 4"),
+        (iter("abcd"), ConfigError, "classes must be a list of names"),
     ],
 )
 def test_class_names_that_do_not_fit_are_said(
@@ -168,6 +172,26 @@ def test_class_names_that_do_not_fit_are_said(
     with pytest.raises(error, match=message):
         convert_arrays(tmp_path / "s", noise(4, 8, 8), range(4), classes=classes)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"name": 3}, "name must be text, got 3"),
+        ({"name": b"n"}, "name must be text, got b'n'"),
+        ({"splits": ["train"]}, r"splits must be parts and their rows, .* got \['train'\]"),
+        ({"layout": "chw"}, "layout must be one of auto, nhwc, nchw, got 'chw'"),
+    ],
+)
+def test_options_of_another_kind_are_said(tmp_path: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        convert_arrays(tmp_path / "s", noise(4, 8, 8), range(4), **options)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_names_of_an_array_are_names(tmp_path: Path) -> None:
+    names = np.array(["a", "b", "c", "d"])
+    assert convert_arrays(tmp_path / "s", noise(4, 8, 8), range(4), classes=names).classes == tuple("abcd")  # type: ignore[arg-type]
 
 
 def test_a_place_that_is_taken_is_said(tmp_path: Path) -> None:

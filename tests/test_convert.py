@@ -111,7 +111,7 @@ def test_a_terminal_has_a_bar_and_a_panel(place: Path) -> None:
         (["pets", "out", "--size", "big"], "size must be a side or HxW, in pixels from 1 to 16384, such as 32 or"),
         (["pets", "out", "--resize", "stretch"], "--resize must be one of crop, squash, got"),
         (["pets", "out", "--broken", "maybe"], "--broken must be one of refuse, skip, got 'maybe'"),
-        (["pets", "out", "--workers", "0"], "workers must be at least 1, got 0"),
+        (["pets", "out", "--workers", "0"], "workers must be a whole number at least 1, got 0"),
         (["pets", "out", "--workers", "many"], "--workers takes a whole number, got 'many'"),
         (["pets", "out", "--sizes", "3"], "perhaps you meant --size"),
         (["pets", "out", "--classes", "cat", "cow"], "classes: pets has no folder 'cow': there are cat, dog"),

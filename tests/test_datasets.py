@@ -5,7 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fastcifar.config import TrainConfig
 from fastcifar.data import cifar, datasets
+from fastcifar.data.arrays import convert_arrays
 from fastcifar.data.datasets import DATASETS, open_store
 from fastcifar.data.home import find_home
 from fastcifar.errors import ConfigError, DataError, OutputError
@@ -133,10 +135,25 @@ def test_many_at_once_convert_once(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_names_that_are_none_are_said(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="unknown dataset 'mnist': choose from cifar10, cifar100, digits, or"):
         open_store("mnist")
+    with pytest.raises(ConfigError, match=r"unknown dataset 'a+'"):
+        open_store("a" * 300)
+    with pytest.raises(DataError, match=r"a+: cannot be read"):
+        open_store("cifar10", data="a" * 300)
+    with pytest.raises(ConfigError, match="store must be a name or a folder, got None"):
+        open_store(None)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="bundled"):
         open_store("digits", data=tmp_path)
     with pytest.raises(ConfigError, match="cannot be given with the store"):
         open_store(open_store("digits").path, data=tmp_path)
+
+
+def test_a_path_is_a_folder_whatever_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    images = np.zeros((20, 8, 8, 3), np.uint8)
+    own = convert_arrays(Path("digits"), images, np.arange(20) % 2)
+    assert open_store(Path("digits")).digest == open_store("./digits").digest == own.digest
+    assert len(open_store("digits")) == 1797
+    assert TrainConfig(dataset=Path("digits")).dataset == "./digits"  # type: ignore[arg-type]
 
 
 def test_a_home_that_cannot_be_written_is_said(tmp_path: Path) -> None:

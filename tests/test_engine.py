@@ -293,6 +293,9 @@ def test_resuming_from_within_an_evaluation_trains_nothing_twice(data: str, numb
     assert without_times(resumed.history) == without_times(through.history)
     assert_equal(weights(Path("stopped")), weights(Path("through")))
     assert resumed.test.confusion == through.test.confusion
+    states = [checkpoint.load_newest(Path(run) / "checkpoints").state for run in ("stopped", "through")]
+    assert [state["epoch"] for state in states] == [2, 2]
+    assert [len(state["history"]) for state in states] == [2, 2]
 
 
 def test_a_damaged_checkpoint_is_made_again(data: str) -> None:

@@ -77,10 +77,18 @@ def test_a_store_that_was_moved_is_named_where_it_is(capfd: pytest.CaptureFixtur
     other = Path(store("other", seed=1))
     with pytest.raises(DataError, match=message):
         fit(TrainConfig(resume=Path("run"), data=other))
+    assert main(["evaluate", "run", "--data", "nowhere"]) == 2
+    assert "nowhere: does not exist" in capfd.readouterr().err
+    with pytest.raises(ConfigError, match="data 'nowhere' does not exist"):
+        fit(TrainConfig(resume=Path("run"), data=Path("nowhere")))
     assert main(["evaluate", "run", "--data", "moved"]) == 0
     assert "checkpoint of step 4" in capfd.readouterr().out
     result = fit(TrainConfig(resume=Path("run"), data=Path("moved")))
     assert len(result.history) == 2
+    assert json.loads(Path("run/config.json").read_text())["config"]["data"] == str(Path("moved").absolute())
+    heard = Heard()
+    evaluate_run(Path("run"), device="cpu", data=other, reporter=heard)
+    assert f"{other} holds other data than the run's: it is not used" in heard.messages
     assert evaluate_run(Path("run"), device="cpu").accuracy == result.test.accuracy  # its place is known now
 
 

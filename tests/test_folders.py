@@ -412,7 +412,10 @@ def test_parts_that_do_not_fit_are_said(root: Path, counts: dict[str, int], mess
     [
         ({"resize": "stretch"}, "resize must be one of crop, squash, got 'stretch'"),
         ({"broken": "ignore"}, "broken must be one of refuse, skip, got 'ignore'"),
-        ({"workers": 0}, "workers must be at least 1, got 0"),
+        ({"workers": 0}, "workers must be a whole number at least 1, got 0"),
+        ({"workers": "2"}, "workers must be a whole number at least 1, got '2'"),
+        ({"classes": {"a"}}, "classes must be a list of names, got {'a'}"),
+        ({"classes": "a"}, "classes must be a list of names, got 'a'"),
     ],
 )
 def test_a_wrong_option_is_said(root: Path, options: dict[str, object], message: str) -> None:

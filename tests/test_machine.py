@@ -1,6 +1,7 @@
 """The CPU kernel's machine code: kept on disk, loaded without numba, and made anew where what is kept is no good."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -146,5 +147,25 @@ machine._folders = lambda: [Path({str(tmp_path)!r})]
 
 
 def test_a_change_of_the_sources_or_the_processor_is_another_file(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine.llvm, "get_host_cpu_name", lambda: "abacus")
-    assert f"fastcifar-kernel-{machine._key()}.bin" != NAME
+    with monkeypatch.context() as patch:
+        patch.setattr(machine.llvm, "get_host_cpu_name", lambda: "abacus")
+        assert f"fastcifar-kernel-{machine._key()}.bin" != NAME
+    read = Path.read_bytes
+    for part in (machine.BATCH, machine.NORMS, machine.WINOGRAD):
+        before = machine._key(part)
+        for name in part.modules + part.sources:
+            with monkeypatch.context() as patch:
+                patch.setattr(Path, "read_bytes", lambda path, name=name: read(path) + b"#" * (path.stem == name))
+                assert machine._key(part) != before, name
+
+
+def test_the_sources_are_all_that_the_code_is_made_of() -> None:
+    kernels = Path(machine.__file__).parent
+    for part in (machine.BATCH, machine.NORMS, machine.WINOGRAD):
+        found, left = set[str](), list(part.modules)
+        while left:
+            name = left.pop()
+            found.add(name)
+            imported = re.findall(r"^from fastcifar\.kernels\.(\w+) import", (kernels / f"{name}.py").read_text(), re.M)
+            left += [one for one in imported if one not in found]
+        assert found <= {*part.modules, *part.sources}, part.name

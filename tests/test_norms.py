@@ -244,6 +244,18 @@ def test_nan_and_infinity_are_seen(pool: bool) -> None:
         assert values.grad[:, 3].isnan().any()
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("place", [(0, 0), (1, 1), (2, 5), (8, 8)])
+def test_nan_and_infinity_are_pooled_as_pytorch_does(place: tuple[int, int], bad: float) -> None:
+    values = values_of((2, 16, 9, 9), torch.float32, 0)
+    values[1, 3, place[0], place[1]] = bad
+    norm = norm_of(16, 0).eval()
+    with torch.no_grad():
+        out = norms.relu_norm(values, norm, pool=True)
+        expected = torch.nn.functional.max_pool2d(norm(values.relu()), 3, 2, 1)
+    torch.testing.assert_close(out, expected, equal_nan=True)
+
+
 @pytest.mark.parametrize(
     "change",
     [

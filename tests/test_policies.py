@@ -12,7 +12,7 @@ from PIL import Image, ImageEnhance, ImageOps
 
 from fastcifar.errors import ConfigError
 from fastcifar.kernels.rng import philox
-from fastcifar.policies import BINS, OPERATIONS, POLICY, Policy, PolicyAugment, apply_policy
+from fastcifar.policies import BINS, OPERATIONS, POLICY, Policy, PolicyAugment
 from tests.effort import effort
 from tests.threads import on_threads
 
@@ -21,6 +21,11 @@ KINDS = ("trivial", "rand")
 SIGNED = OPERATIONS[1:10]
 # every operation with every bin and both signs
 ALL = [(operation, i, negative) for operation in range(14) for i in range(BINS) for negative in (0, 1)]
+
+
+def apply_policy(images, rows, *, policy, seed, epoch):
+    augment = PolicyAugment(policy, shape=images.shape[2:], seed=seed, device=images.device)
+    return augment(images, rows, epoch=epoch)
 
 
 @pytest.fixture(autouse=True)

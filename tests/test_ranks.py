@@ -153,8 +153,8 @@ def test_what_one_is_asked_all_know(tmp_path: Path) -> None:
         if ranks.rank == 1:
             stop.hear(signal.SIGTERM)
         assert ranks.asked(stop) == signal.SIGTERM
-        assert [ranks.tell(f"{ranks.rank} says \N{BULLET}"), ranks.tell("" if ranks.first else "x")] == [
-            "0 says \N{BULLET}",
+        assert [ranks.tell(f"{ranks.rank} says \N{BULLET}\udcff"), ranks.tell("" if ranks.first else "x")] == [
+            "0 says \N{BULLET}\udcff",
             "",
         ]
         return {}

@@ -441,6 +441,19 @@ def test_a_member_that_another_process_works_on_stays_as_it_is(data: str) -> Non
     assert sorted(path.name for path in run.iterdir()) == before
 
 
+def test_side_by_side_a_member_that_is_in_use_loses_no_other_run(data: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def go_on(config: TrainConfig) -> TrainConfig:
+        if config.seed == 3:
+            raise OutputError("seed-3 is in use: another process works on it")
+        return config
+
+    monkeypatch.setattr(worker, "_CODE", STUB)
+    monkeypatch.setattr(many, "_to_go_on", go_on)
+    result = fit_seeds(config(data), [1, 2, 3, 4, 5], parallel=2)
+    assert [outcome.state for outcome in result.runs.values()] == ["done", "done", "failed", "done", "done"]
+    assert result.runs[3].error == "seed-3 is in use: another process works on it"
+
+
 @pytest.mark.parametrize("parallel", [1, 2])
 def test_a_reporter_that_fails_stops_no_run(data: str, monkeypatch: pytest.MonkeyPatch, parallel: int) -> None:
     class Closed(NullReporter):

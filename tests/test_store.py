@@ -252,6 +252,9 @@ def test_a_flip_is_found_when_the_bytes_are_first_copied(store: ArrayStore) -> N
     opened = ArrayStore(store.path)
     with pytest.raises(DataError, match=r"images\.npy: bytes 0 to 4194304 do not have their checksum"):
         opened.load()
+    for index in (7, [3, 1]):
+        with pytest.raises(DataError, match=r"images\.npy: bytes 0 to 4194304 do not have their checksum"):
+            opened.split("report/train")[index]
 
 
 def test_what_is_no_store_is_said(tmp_path: Path, store: ArrayStore) -> None:

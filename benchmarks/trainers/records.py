@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import filelock
+
 from benchmarks.trainers import CONTESTANTS
 from fastcifar.errors import DataError
 from fastcifar.publish import publish_bytes
@@ -57,15 +59,15 @@ class Records:
 
     def add(self, run: Run) -> None:
         """Keep one more. The file is read anew before: another race may have added to it."""
-        runs = [*self.runs(), run]
-        # a run is a line, so that a change to the file shows as the runs that came
-        lines = ",\n  ".join(json.dumps(one) for one in runs)
-        summary = json.dumps(self._summarise(runs), indent=1)
-        text = (
-            f'{{\n "question": {json.dumps(self._question)},\n "runs": [\n  {lines}\n ],\n "summary": {summary}\n}}\n'
-        )
         self.path.parent.mkdir(exist_ok=True)
-        publish_bytes(self.path, text.encode())
+        with filelock.FileLock(self.path.with_name(f".{self.path.name}.lock")):
+            runs = [*self.runs(), run]
+            # a run is a line, so that a change to the file shows as the runs that came
+            lines = ",\n  ".join(json.dumps(one) for one in runs)
+            summary = json.dumps(self._summarise(runs), indent=1)
+            question = json.dumps(self._question)
+            text = f'{{\n "question": {question},\n "runs": [\n  {lines}\n ],\n "summary": {summary}\n}}\n'
+            publish_bytes(self.path, text.encode())
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,7 +26,7 @@ COMMANDS = {
     "train": "train a net on CIFAR-10, CIFAR-100, the bundled digits or your own store",
     "convert": "make a store of your own images: class folders, arrays, or CIFAR in any form",
     "evaluate": "print a run's test table again, from its newest checkpoint",
-    "verify": "check stores, runs and archives, byte by byte",
+    "verify": "check stores, checkpoints and archives byte by byte, and runs",
     "ablate": "compare a recipe with variants of it, seed by seed",
 }
 

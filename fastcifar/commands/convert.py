@@ -14,6 +14,7 @@ from fastcifar.data.arrayfiles import file_content
 from fastcifar.data.arrays import Layout
 from fastcifar.data.cifar import recognise_cifar
 from fastcifar.data.content import Content
+from fastcifar.data.datasets import DATASETS
 from fastcifar.data.download import Progress
 from fastcifar.data.folders import Broken, folder_content
 from fastcifar.data.images import Resize
@@ -175,6 +176,8 @@ def _facts(store: ArrayStore, seconds: float) -> list[tuple[str, str]]:
         ("digest", store.digest),
     ]
     place = str(store.path)
+    if place in DATASETS:  # not what is known by that name
+        place = f"./{place}"
     try:
         check_image_size(height, width)
         if "test" in parts:

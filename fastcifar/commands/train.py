@@ -56,7 +56,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _train_seeds(config: TrainConfig, options: TrainOptions) -> int:
-    if config.seed != TrainConfig().seed:
+    if config.resume is None and config.seed != TrainConfig().seed:
         raise ConfigError(f"seed {config.seed} cannot be given with seeds (--seeds): name it there")
     seeds = parse_seeds(options.seeds) if options.seeds is not None else ()
     from fastcifar.console import ConsoleReporter, print_table

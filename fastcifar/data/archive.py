@@ -150,7 +150,6 @@ def find(
     data: Path | None,
     home: Path,
     allow_unverified: bool,
-    download: bool = True,
     progress: Progress | None = None,
 ) -> Source:
     """Find the data set's archive or folder, or fetch the archive to HOME/downloads.
@@ -160,7 +159,6 @@ def find(
         data: the archive, its unpacked folder, or a folder that holds either; nothing is fetched then.
         home: folder whose `downloads` keeps archives.
         allow_unverified: accept content that is not the published one.
-        download: whether the network may be used.
         progress: called with bytes done and bytes in all (None where unknown), at most 20 times a second.
 
     Raises:
@@ -176,16 +174,19 @@ def find(
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(target.with_name(f".{spec.name}.lock")):
-            return _kept(spec, target, allow_unverified) or _fetched(spec, target, download, progress)
+            return _kept(spec, target, allow_unverified) or _fetched(spec, target, progress)
     except OSError as error:
         raise OutputError(f"{error.filename or target}: cannot be written: {error.strerror or error}") from None
 
 
 def recognise(data: Path, specs: Sequence[ArchiveSpec]) -> ArchiveSpec | None:
-    """Which of `specs` an archive or folder is a copy of, going by names inside; None if it is none of them."""
-    if data.is_dir():
-        return next((spec for spec in specs if _is_folder_of(spec, data)), None)
-    folder = top_folder(data) if data.is_file() else None
+    """Which of `specs` an archive or folder is a copy of, by names inside; None if it is none; or a `DataError`."""
+    try:
+        if data.is_dir():
+            return next((spec for spec in specs if _is_folder_of(spec, data)), None)
+        folder = top_folder(data) if data.is_file() else None
+    except OSError as error:
+        raise DataError(f"{data}: cannot be read: {error.strerror or error}") from None
     return next((spec for spec in specs if spec.folder == folder), None)
 
 
@@ -208,10 +209,8 @@ def _kept(spec: ArchiveSpec, target: Path, allow_unverified: bool) -> Source | N
     return None
 
 
-def _fetched(spec: ArchiveSpec, target: Path, download: bool, progress: Progress | None) -> Source:
+def _fetched(spec: ArchiveSpec, target: Path, progress: Progress | None) -> Source:
     try:
-        if not download:
-            raise DownloadError(f"{spec.urls[0]} may not be fetched")
         url = fetch(spec.urls, target, sha256=spec.sha256, size=spec.size, progress=progress)
     except DownloadError as error:
         raise DownloadError(

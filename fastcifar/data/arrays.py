@@ -7,11 +7,12 @@ Example:
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fastcifar.checks import check_choice, check_kind
 from fastcifar.data.content import Content, SourceFile, rows_in_a_block
 from fastcifar.data.download import Progress
 from fastcifar.data.store import ArrayStore
@@ -110,8 +111,7 @@ def arrangement(shape: Sequence[int], layout: Layout, where: str) -> Arrangement
         ConfigError: the layout is none, or must be given.
         DataError: these are no images.
     """
-    if layout not in Layout.__args__:  # type: ignore[attr-defined]
-        raise ConfigError(f"layout must be one of auto, nhwc, nchw, got {layout!r}")
+    check_choice("layout", layout, get_args(Layout))
     if len(shape) == 3 and layout == "auto":
         return "nhw"
     channels = {"nhwc": shape[3], "nchw": shape[1]} if len(shape) == 4 else {}
@@ -156,6 +156,7 @@ def check_pair(images: Stored, labels: Stored, layout: Layout) -> tuple[Arrangem
 
 def _rows(splits: Mapping[str, Any], count: int) -> dict[str, NDArray[np.int64]]:
     """The rows of each part, in the order train, test, validation."""
+    check_kind("splits", splits, Mapping, "parts and their rows, such as {'train': slice(0, 900)}")
     if unknown := [part for part in splits if part not in PARTS]:
         raise ConfigError(f"splits: there is no part {unknown[0]!r}: choose from {', '.join(PARTS)}")
     if "train" not in splits:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import filelock
 
+from fastcifar.checks import check_kind
 from fastcifar.data.cifar import CIFAR
 from fastcifar.data.content import Dataset, Found
 from fastcifar.data.digits import DigitsDataset
@@ -50,7 +51,7 @@ def open_store(
     """Open a data set, fetching and converting it first if that was not done before.
 
     Args:
-        name: a registered name ("cifar10", "cifar100", "digits"), or the folder of a store.
+        name: a registered name ("cifar10", "cifar100", "digits"), or the folder of a store, which a `Path` always is.
         data: the data set's archive or unpacked folder, in either form, instead of a download.
         allow_unverified: accept an archive or folder whose checksum is not the published one; the
             store's `verified` is then False.
@@ -66,17 +67,18 @@ def open_store(
         DataError: the data cannot be had, or is not what it should be.
         OutputError: the store cannot be written.
     """
-    if str(name) not in DATASETS:
+    check_kind("store", name, str | Path, "a name or a folder")
+    if isinstance(name, Path) or name not in DATASETS:
         if _is_store(Path(name)):
             if data is not None:
                 raise ConfigError(f"data {str(data)!r} cannot be given with the store {str(name)!r}")
             return ArrayStore(name, verify=verify)
-        if Path(name).exists():
+        if os.path.lexists(name):
             raise ConfigError(f"dataset {str(name)!r} is no store: make one of it with fastcifar convert {name} OUT")
         raise ConfigError(
             f"unknown dataset {str(name)!r}: choose from {', '.join(sorted(DATASETS))}, or give the folder of a store"
         )
-    dataset = DATASETS[str(name)]
+    dataset = DATASETS[name]
     home = home or find_home()
     published = home / "stores" / dataset.published
     if data is None and published.is_dir():

@@ -9,11 +9,12 @@ import re
 from collections.abc import Generator, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import PIL
 
+from fastcifar.checks import check_choice, check_integer, check_names
 from fastcifar.data.content import Content, SourceFile, rows_in_a_block
 from fastcifar.data.decoders import available_cores, decode_blocks
 from fastcifar.data.download import Progress
@@ -84,10 +85,12 @@ def folder_content(
         ConfigError: an option is not allowed.
         DataError: the folder is no such tree.
     """
-    _check("resize", resize, Resize)
-    _check("broken", broken, Broken)
-    if workers is not None and workers < 1:
-        raise ConfigError(f"workers must be at least 1, got {workers}")
+    check_choice("resize", resize, get_args(Resize))
+    check_choice("broken", broken, get_args(Broken))
+    if workers is not None:
+        check_integer("workers", workers, 1)
+    if classes is not None:
+        check_names("classes", classes)
     wanted = read_size(size) if size is not None else None
     tree = read_tree(Path(folder), tuple(classes) if classes is not None else None)
     if shuffle:
@@ -142,11 +145,6 @@ def read_size(size: int | str | tuple[int, int]) -> tuple[int, int]:
             f"size must be a side or HxW, in pixels from 1 to {_LARGEST}, such as 32 or 32x48, got {size!r}"
         )
     return height, width
-
-
-def _check(field: str, value: str, allowed: Any) -> None:
-    if value not in allowed.__args__:
-        raise ConfigError(f"{field} must be one of {', '.join(allowed.__args__)}, got {value!r}")
 
 
 def _look(tree: Tree, size: tuple[int, int] | None, *, grey: bool, upright: bool) -> tuple[tuple[int, int], int]:

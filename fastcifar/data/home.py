@@ -1,6 +1,6 @@
 """Where downloads and converted stores live.
 
-`FASTCIFAR_HOME` if it is set, else the user's cache folder, else (where neither can be written) a
+`FASTCIFAR_HOME` if it is set, else the user's cache folder, else (where it cannot be made) a
 temporary folder, with a warning. This one environment variable is read here, not in `runtime`:
 converting data must not import torch.
 

@@ -127,7 +127,7 @@ def decode_block(paths: Sequence[str], how: Decoding) -> Decoded:
             try:
                 images[count] = _decode(path, how)
             except Exception as error:  # a hostile file may raise anything, MemoryError included
-                failures.append(Failure(index, _words(error, path), not isinstance(error, _SizeError)))
+                failures.append(Failure(index, _words(error), not isinstance(error, _SizeError)))
             else:
                 count += 1
     return Decoded(images[:count], tuple(failures))
@@ -210,8 +210,8 @@ def _converted(image: Image.Image, channels: int) -> Image.Image:
     return image.convert("L" if channels == 1 else "RGB")
 
 
-def _words(error: Exception, path: str) -> str:
-    """One line; Pillow's own messages hold the path, which the reader is told anyway, or the file object."""
+def _words(error: Exception) -> str:
+    """One line, without the path, which the reader is told anyway."""
     if isinstance(error, _RefusedError):
         return str(error)
     if isinstance(error, UnidentifiedImageError):

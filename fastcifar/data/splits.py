@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fastcifar.data.content import Splits
 from fastcifar.errors import ConfigError
 
 __all__ = ["Segment", "Split", "split_names", "take_split"]
@@ -21,8 +22,6 @@ __all__ = ["Segment", "Split", "split_names", "take_split"]
 _DEFAULT_SCHEME = "full"
 _HOLDOUT_SEED = 0
 _AT_A_TIME = 4 << 20  # bytes of images that are summed up
-
-Splits = Mapping[str, Mapping[str, Sequence[str]]]
 
 
 @dataclass(frozen=True)
@@ -70,7 +69,7 @@ class Split:
 
     Indexing gives (label, image) as the original report's data sets do: one index gives an int and
     [C, H, W]; a list of indices gives int64[n] and [n, C, H, W]. Images are uint8, or float32 in [-1, 1]
-    with `scale`.
+    with `scale`. Bytes that do not have their checksum are a `DataError`.
     """
 
     name: str
@@ -80,6 +79,7 @@ class Split:
     scale: bool
     _images: NDArray[np.uint8]
     _labels: NDArray[np.int64]
+    _check: Callable[[NDArray[np.int64]], object]
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -93,6 +93,7 @@ class Split:
             raise IndexError(f"index {index!r} is out of range for {self.name}, which has {count} images")
         places = np.where(wanted < 0, wanted + count, wanted).astype(np.int64)
         rows = self.rows.start + places if isinstance(self.rows, range) else self.rows[places]
+        self._check(rows)
         images = np.moveaxis(np.asarray(self._images[rows]), -1, -3)  # [..., H, W, C] -> [..., C, H, W]
         pixels = images.astype(np.float32) * np.float32(2 / 255) - np.float32(1) if self.scale else images
         return (int(self._labels[rows]) if wanted.ndim == 0 else self._labels[rows]), np.ascontiguousarray(pixels)
@@ -119,7 +120,7 @@ def take_split(
 ) -> Split:
     """The split called `name` ("train", "test", or SCHEME/PART).
 
-    `check` is told of rows, sorted, before their pixels are read.
+    `check` is told of rows before their pixels are read.
 
     Raises:
         ConfigError: there is none of that name.
@@ -149,7 +150,7 @@ def take_split(
     pixel_count = count * images.shape[1] * images.shape[2]
     mean = sums.astype(np.float64) / pixel_count
     variance = squares.astype(np.float64) / pixel_count - mean**2
-    return Split(f"{scheme}/{part}", rows, mean, np.sqrt(variance), scale, images, labels)
+    return Split(f"{scheme}/{part}", rows, mean, np.sqrt(variance), scale, images, labels, check)
 
 
 def _held(count: int) -> NDArray[np.int64]:

@@ -125,17 +125,19 @@ class ArrayStore:
         """Check the bytes of some images, in the file's chunks, each once for as long as the store is open.
 
         Args:
-            rows: int64[n], sorted.
+            rows: int64[n] or int64.
 
         Raises:
             DataError: as `load`.
         """
         each = self._shape[1] * self._shape[2] * self._shape[3]
-        touched = [(HEADER + rows * each) // CHUNK, (HEADER + (rows + 1) * each - 1) // CHUNK]
-        chunks = np.unique(np.concatenate(touched)) if each <= CHUNK else np.arange(len(self._chunks["images.npy"]))
-        new = [chunk for chunk in chunks.tolist() if chunk not in self._checked]
+        if each <= CHUNK:
+            starts = HEADER + rows * each
+            chunks = {*np.atleast_1d(starts // CHUNK).tolist(), *np.atleast_1d((starts + (each - 1)) // CHUNK).tolist()}
+        else:
+            chunks = set(range(len(self._chunks["images.npy"])))
         self._check_size("images.npy", b"", HEADER + self.images.nbytes)  # a map beyond the file's end kills
-        if new:
+        if new := sorted(chunks - self._checked):
             self._compare_part("images.npy", new, None)
             self._checked.update(new)
 
@@ -189,9 +191,10 @@ class ArrayStore:
 
     def _check_size(self, name: str, header: bytes, content: int) -> None:
         try:
-            size = (self.path / name).stat().st_size
-            with open(self.path / name, "rb") as handle:
-                found = handle.read(len(header))
+            size, found = os.stat(f"{self.path}/{name}").st_size, header
+            if header:
+                with open(self.path / name, "rb") as handle:
+                    found = handle.read(len(header))
         except OSError as error:
             raise _damaged(self.path, name, error.strerror or str(error)) from None
         if size != len(header) + content:

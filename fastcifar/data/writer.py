@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from fastcifar.checks import check_kind, check_names
 from fastcifar.data.content import Content, SourceFile, rows_in_a_block
 from fastcifar.data.download import Progress
 from fastcifar.data.layout import CHUNK, FORMAT, HEADER, VERSION, checksums, content_digest, npy_header
@@ -37,16 +38,17 @@ def make_store(path: Path | str, content: Content, progress: Progress | None = N
         progress: called with images done and images in all (None where unknown).
 
     Raises:
-        ConfigError: the class names are none.
+        ConfigError: the name or the class names are none.
         DataError: the content is not fit for a store.
         OutputError: there is something at `path`, or it cannot be written; nothing is left behind.
     """
     path, names = Path(path), content.classes
     with contextlib.closing(content.files):
-        if names is not None and (isinstance(names, str) or not all(isinstance(one, str) and one for one in names)):
-            raise ConfigError(f"classes must be the classes' names, got {names!r}")
-        if names is not None and len(set(names)) < len(names):
-            raise ConfigError(f"classes: a name comes twice in {', '.join(names)}")
+        check_kind("name", content.name, str, "text")
+        if names is not None:
+            check_names("classes", names)
+            if len(set(names)) < len(names):
+                raise ConfigError(f"classes: a name comes twice in {', '.join(names)}")
         if os.path.lexists(path):
             raise OutputError(f"{path} exists already: delete it first, or choose another place for the store")
         try:

@@ -134,16 +134,18 @@ def _pool(job, image, load, store, item):
                 a, b = load_float32(scale + 4 * c), load_float32(bias + 4 * c)
                 peak = relu(load(x + ((top * width + left) * channels + c) * item))
                 best, code = fma(a, peak, b), splat_code(np.uint8(3 * (top - 2 * i + 1) + left - 2 * j + 1))
+                total = best
                 for u in range(top, bottom + 1):
                     for v in range(left, right + 1):
                         r = relu(load(x + ((u * width + v) * channels + c) * item))
                         value = fma(a, r, b)
                         better = more(value, best)
+                        total = add(total, value)
                         best, peak = pick(better, value, best), pick(better, r, peak)
                         here = splat_code(np.uint8(3 * (u - 2 * i + 1) + v - 2 * j + 1))
                         code = pick_code(better, here, code)
                 place = (i * columns + j) * channels + c
-                store(y + place * item, best)
+                store(y + place * item, pick(more(total, total), total, best))  # only a NaN is more than itself
                 store(peaks + place * item, peak)
                 store_codes(codes + place, code)
 

@@ -133,11 +133,12 @@ def check_span(plan: Plan, epoch: int, start: int, size: int, capacity: int | No
         B, the rows of the batch: `capacity`, or `size` where that is None.
 
     Raises:
-        ValueError: the positions are not all in [0, N), `size` exceeds `capacity`, or `epoch` is not a uint32.
+        ConfigError: `epoch` is not a uint32.
+        ValueError: the positions are not all in [0, N), or `size` exceeds `capacity`.
     """
     rows = size if capacity is None else capacity
     if not 0 <= epoch < 2**32:
-        raise ValueError(f"epoch must be from 0 to {2**32 - 1}, got {epoch}")
+        raise ConfigError(f"epoch must be from 0 to {2**32 - 1}, got {epoch}")
     if start < 0 or size < 0 or start + size > plan.samples:
         raise ValueError(f"positions {start} to {start + size} are not within [0, {plan.samples}]")
     if size > rows:
