@@ -87,7 +87,8 @@ def test_a_store_that_was_moved_is_named_where_it_is(capfd: pytest.CaptureFixtur
     assert len(result.history) == 2
     assert json.loads(Path("run/config.json").read_text())["config"]["data"] == str(Path("moved").absolute())
     heard = Heard()
-    evaluate_run(Path("run"), device="cpu", data=other, reporter=heard)
+    with pytest.raises(DataError, match="put it back, or name its new place with --data"):
+        evaluate_run(Path("run"), device="cpu", data=other, reporter=heard)
     assert f"{other} holds other data than the run's: it is not used" in heard.messages
     assert evaluate_run(Path("run"), device="cpu").accuracy == result.test.accuracy  # its place is known now
 

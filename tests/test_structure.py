@@ -107,6 +107,10 @@ GUARDED = {
     "subprocess": {"data.decoders", "worker"},
 }
 BARRED_CALLS = {("pickle", "load"), ("pickle", "loads"), ("torch", "load"), ("tarfile", "extractall")}
+GLOBAL_STATE = (
+    *("torch.backends.", "torch.manual_seed", "torch.seed", "torch.set_", "torch.use_deterministic", "torch.cuda.set_"),
+    *("os.environ[", "os.environ.setdefault", "os.environ.update", "os.environ.pop", "os.putenv", "np.random.seed"),
+)
 BARRED_NAMES = {"eval", "exec", "print", "__import__"}
 
 
@@ -162,6 +166,18 @@ def test_only_the_right_module_touches(name: str, tree: ast.Module) -> None:
                 owner = function.value.id if isinstance(function.value, ast.Name) else ""
                 assert (owner, function.attr) not in BARRED_CALLS, f"{name}:{node.lineno}"
                 assert function.attr != "extractall", f"{name}:{node.lineno}"
+
+
+@pytest.mark.parametrize(("name", "tree"), MODULES, ids=[name for name, _ in MODULES])
+def test_only_runtime_changes_global_state(name: str, tree: ast.Module) -> None:
+    for node in ast.walk(tree):
+        found = ""
+        if isinstance(node, ast.Call):
+            found = ast.unparse(node.func)
+        elif isinstance(node, ast.Attribute | ast.Subscript) and isinstance(node.ctx, ast.Store | ast.Del):
+            found = ast.unparse(node)
+        if found.startswith(GLOBAL_STATE):
+            assert name == "runtime", f"{name}:{node.lineno}: {found}"
 
 
 @pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
