@@ -51,6 +51,7 @@ def run(contestant: str = "fast", **values: Any) -> Run:
         "seconds": 120.0,
         "processor_seconds": 120.0,
         "curve": [[50.0, 0.4], [100.0, 0.6]],
+        "curve_of": "test",
         "batch_size": 64,
         "versions": {"torch": "2.0"},
     } | values
@@ -614,6 +615,22 @@ def test_the_tables_show_the_race(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         assert line in made.splitlines()
     assert "On the published CIFAR-10; a CPU; torch 2.0." in made
     assert "made to run on a CPU, with float32 for half" in made
+
+
+def test_a_long_run_tells_where_it_stood_on_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    curve = [[2400.0, 0.4], [4800.0, 0.7]]
+    halved = {"mode": "turn", "threads": 2, "train_seconds": 4800.0, "seconds": 6000.0, "processor_seconds": 9600.0}
+    long = run("long", arch="big", split="full", curve=curve, tta="flip", tta_accuracy=0.72, **halved)
+    validated = long | {"arch": "small", "curve_of": "validation", "digest": "other"}
+    for more in (*many(), long, validated):
+        Records(tmp_path / "recipe_race.json", "Which?", summarise).add(more)
+    monkeypatch.setattr(readme_tables, "RESULTS", tmp_path)
+    made = readme_tables.with_tables("\n".join(readme_tables.markers("recipe-curves")))
+    assert made.splitlines()[4:-2] == [
+        "| big, full, in turn, 2 threads, a CPU | fastcifar, long, 3 epochs | 32 | 40.00 % |",
+        "| big, full, in turn, 2 threads, a CPU | fastcifar, long, 3 epochs | 64 | 70.00 %; 72.00 % with test-time "
+        "augmentation |",
+    ]
 
 
 def test_the_short_table_has_the_soonest_and_the_best(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gpu_tables import gpu_check_table, gpu_summary_table, gpu_training_table, gpu_tries_table
-from recipe_tables import recipe_race_table, recipe_summary_table
+from recipe_tables import recipe_curves_table, recipe_race_table, recipe_summary_table
 from table_cells import grid, measured, percent, where
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -256,6 +256,7 @@ TABLES: tuple[tuple[str, str, Callable[[Any], list[str]]], ...] = (
     ("streaming", "streaming", streaming_table),
     ("recipe-race", "recipe_race", recipe_race_table),
     ("recipe-summary", "recipe_race", recipe_summary_table),
+    ("recipe-curves", "recipe_race", recipe_curves_table),
     ("gpu-check", "gpu_check", gpu_check_table),
     ("gpu-summary", "gpu_check", gpu_summary_table),
     ("gpu-training", "gpu_training", gpu_training_table),

@@ -3,6 +3,7 @@
 Example:
     recipe_race_table(json.loads((RESULTS / "recipe_race.json").read_text()))       # everything
     recipe_summary_table(json.loads((RESULTS / "recipe_race.json").read_text()))    # the best beside each
+    recipe_curves_table(json.loads((RESULTS / "recipe_race.json").read_text()))     # long runs, on the way
 """
 
 from collections.abc import Mapping
@@ -10,7 +11,7 @@ from typing import Any
 
 from table_cells import grid, percent
 
-__all__ = ["recipe_race_table", "recipe_summary_table"]
+__all__ = ["recipe_curves_table", "recipe_race_table", "recipe_summary_table"]
 
 _MODES = {"beside": "two runs at a time, each with 1 thread on a core of its own", "turn": "in turn, 2 threads"}
 
@@ -49,6 +50,21 @@ def recipe_race_table(content: Mapping[str, Any]) -> list[str]:
     head = ["net, split", "recipe", "epochs", "runs", "processor time", "test accuracy", "with test-time augmentation"]
     against = ["net, split", "recipe", "beside", "which reaches", "comes to that accuracy", "in that time"]
     return [*grid(head, recipes), *(["", *grid(against, pairs)] if pairs else []), "", note]
+
+
+def recipe_curves_table(content: Mapping[str, Any]) -> list[str]:
+    """Markdown lines: where the accuracy of each long run stood on the way."""
+    rows = []
+    for race in content["summary"]:
+        for setting in race["settings"]:
+            if "curve" in setting:
+                where = f"{race['arch']}, {race['split']}, {_MODES[race['mode']]}, {race['cpu']}"
+                name = f"{setting['title']}, {_epochs(setting)}"
+                rows += [[where, name, f"{at / 60:,.0f}", percent(accuracy)] for at, accuracy in setting["curve"]]
+                if setting["tta_accuracy"]:
+                    tta = f"{percent(setting['tta_accuracy']['values'][0])} with test-time augmentation"
+                    rows[-1][-1] += f"; {tta}"
+    return grid(["net, split", "recipe", "minutes of training", "test accuracy"], rows) if rows else []
 
 
 def recipe_summary_table(content: Mapping[str, Any]) -> list[str]:

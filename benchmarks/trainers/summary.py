@@ -19,6 +19,7 @@ __all__ = ["difference", "epochs_within", "estimate", "ratio", "summarise"]
 
 Setting = dict[str, Any]
 _MEASURES = ("accuracy", "tta_accuracy")
+_LONG = 3600  # seconds of training: what a run was at on the way is told of those that take an hour
 
 
 def estimate(values: Sequence[float]) -> dict[str, Any]:
@@ -59,7 +60,8 @@ def summarise(runs: Sequence[Run]) -> list[dict[str, Any]]:
 
     Returns:
         Of each race what its runs have in common, and
-        `settings`: for each group its estimates over seeds, or why it `failed`; `train_seconds` are processor time;
+        `settings`: for each group its estimates over seeds, or why it `failed`; `train_seconds` are processor time, and
+        so is the time in the `curve` of a long run, (seconds, test accuracy);
         `comparisons`: each base beside each other contestant, by the accuracy with and without test-time augmentation.
     """
     found = []
@@ -90,6 +92,8 @@ def _setting(group: Group) -> Setting:
     for name in _MEASURES:
         values = [run[name] for run in group.runs]
         said[name] = None if None in values else estimate(values)
+    if first["curve_of"] == "test" and said["train_seconds"]["mean"] >= _LONG:
+        said["curve"] = [(seconds * processor_share(first), accuracy) for seconds, accuracy in first["curve"]]
     return said
 
 
