@@ -16,16 +16,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastcifar.config import Recipe, Tta
+from fastcifar.data.splits import Split
 from fastcifar.data.store import ArrayStore
 from fastcifar.loader import Loader
-from fastcifar.metrics import TestStats, Totals
+from fastcifar.metrics import Mistakes, TestStats, Totals
 from fastcifar.ranks import ALONE, Ranks
 from fastcifar.runtime import Runtime
 from fastcifar.signals import StopRequest
 
-__all__ = ["Evaluation", "StopSeenError", "eval_loader", "evaluate", "reduce", "test_stats", "tta_logits"]
+__all__ = ["Evaluation", "StopSeenError", "eval_loader", "evaluate", "mistakes", "reduce", "test_stats", "tta_logits"]
 
 _BATCH = 500
+_SHOWN = 40
+"""Mistakes that are shown, at most."""
 
 
 class StopSeenError(Exception):
@@ -192,4 +195,26 @@ def test_stats(found: Evaluation, classes: tuple[str, ...]) -> TestStats:
         confusion=tuple(tuple(float(x) for x in row) for row in matrix),
         tta=found.tta,
         tta_accuracy=found.tta_accuracy,
+    )
+
+
+def mistakes(found: Evaluation, split: Split, classes: tuple[str, ...]) -> Mistakes:
+    """Some of the images that an evaluation got wrong, taken evenly from all of them.
+
+    Args:
+        found: on the test images.
+        split: these.
+        classes: K names, in label order.
+
+    Raises:
+        DataError: their bytes do not have their checksums any more.
+    """
+    labels, predictions = np.asarray(found.labels), np.asarray(found.predictions)
+    wrong = np.flatnonzero(labels != predictions)
+    some = wrong[np.linspace(0, len(wrong) - 1, min(len(wrong), _SHOWN)).astype(np.int64)]
+    return Mistakes(
+        images=split[some][1].transpose(0, 2, 3, 1),
+        truth=tuple(classes[label] for label in labels[some]),
+        taken_for=tuple(classes[label] for label in predictions[some]),
+        wrong=len(wrong),
     )

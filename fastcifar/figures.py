@@ -1,8 +1,8 @@
-"""Pictures of a run: loss and accuracy by epoch, and the confusion matrix of the test.
+"""Pictures of a run: loss and accuracy by epoch, the confusion matrix of the test, and images that it got wrong.
 
 Drawn on `matplotlib.figure.Figure` objects, without pyplot: no window, no global state. Importing
 matplotlib takes a second, so the engine imports this module when a run is over. Writes only the
-three files of `write_figures`.
+files of `write_figures`.
 
     write_figures(run / "figures", history, result.test, title="big on cifar10")
 """
@@ -12,22 +12,24 @@ import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from fastcifar.formats import percent
-from fastcifar.metrics import EpochStats, TestStats
+from fastcifar.formats import percent, things
+from fastcifar.metrics import EpochStats, Mistakes, TestStats
 from fastcifar.publish import publish_bytes
 
-__all__ = ["accuracy_curves", "confusion_matrix", "loss_curves", "write_figures"]
+__all__ = ["accuracy_curves", "confusion_matrix", "loss_curves", "mistakes_grid", "write_figures"]
 
 _DPI = 150
 # Blue and vermillion of Okabe and Ito's palette: told apart with any colour vision, and in grey
 _TRAIN, _EVAL = "#0072B2", "#D55E00"
 _ANNOTATED = 20  # classes; the numbers of a larger matrix can't be read
+_COLUMNS = 8  # of mistakes
 _NAMED = 30  # classes; with more, every tenth is named
 
 
@@ -121,8 +123,38 @@ def confusion_matrix(test: TestStats, *, title: str) -> Figure:
     return figure
 
 
-def write_figures(folder: Path, history: Sequence[EpochStats], test: TestStats, *, title: str) -> tuple[Path, ...]:
-    """Write loss.png, accuracy.png (if there are epochs) and confusion.png; each is there whole or not at all.
+def mistakes_grid(found: Mistakes, *, title: str) -> Figure:
+    """Images, each above its class and the one that it was taken for.
+
+    Raises:
+        ValueError: there is none.
+    """
+    count, height, width, channels = found.images.shape
+    if not count:
+        raise ValueError("mistakes must be at least one, got none")
+    columns = min(_COLUMNS, count)
+    rows = -(-count // columns)
+    down, right = height + round(0.4 * width), round(1.1 * width)  # from one to the next: names go below, in two lines
+    canvas = np.full((rows * down, columns * right, 3), 255, np.uint8)
+    figure = Figure(figsize=(1.1 * columns + 0.2, 1.1 * rows * down / right + 0.5), layout="constrained")
+    axes = figure.add_subplot()
+    for i, (image, truth, taken_for) in enumerate(zip(found.images, found.truth, found.taken_for, strict=True)):
+        top, left = down * (i // columns), right * (i % columns)
+        canvas[top : top + height, left : left + width] = image if channels == 3 else image[..., :1]
+        names = "\n".join(name if len(name) <= 14 else f"{name[:11]}..." for name in (truth, f"{taken_for}?"))
+        _plain(axes.text(left + width / 2, top + height, names, ha="center", va="top", fontsize=7, linespacing=1.1))
+    axes.imshow(canvas, interpolation="nearest")
+    axes.set_axis_off()
+    _plain(axes.set_title(textwrap.fill(title, max(24, 14 * columns)), fontsize=10))
+    return figure
+
+
+def write_figures(
+    folder: Path, history: Sequence[EpochStats], test: TestStats, *, title: str, mistakes: Mistakes | None = None
+) -> tuple[Path, ...]:
+    """Write loss.png, accuracy.png (if there are epochs), confusion.png and mistakes.png (if there are mistakes).
+
+    Each is there whole or not at all.
 
     Returns:
         The paths written.
@@ -131,6 +163,9 @@ def write_figures(folder: Path, history: Sequence[EpochStats], test: TestStats, 
     if history:
         figures["accuracy.png"] = accuracy_curves(history, title=f"{title}: accuracy")
     figures["confusion.png"] = confusion_matrix(test, title=f"{title}: test, {percent(test.accuracy)} right")
+    if mistakes is not None and mistakes.wrong:
+        shown = f"{len(mistakes.images):,} of {things(mistakes.wrong, 'mistake')}"
+        figures["mistakes.png"] = mistakes_grid(mistakes, title=f"{title}: test, {shown}")
     folder.mkdir(parents=True, exist_ok=True)
     for name, figure in figures.items():
         buffer = io.BytesIO()

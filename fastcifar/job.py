@@ -15,8 +15,8 @@ from pathlib import Path
 from fastcifar import checkpoint, runs
 from fastcifar.config import Tta
 from fastcifar.data.store import ArrayStore
-from fastcifar.errors import CheckpointError, ConfigError, DivergedError, OutputError, StoppedError
-from fastcifar.evaluation import Evaluation, StopSeenError, eval_loader, evaluate, test_stats
+from fastcifar.errors import CheckpointError, ConfigError, DataError, DivergedError, OutputError, StoppedError
+from fastcifar.evaluation import Evaluation, StopSeenError, eval_loader, evaluate, mistakes, test_stats
 from fastcifar.loader import Loader
 from fastcifar.metrics import EpochStats, LossNotFiniteError, TestStats, not_finite
 from fastcifar.nets import build_model, count_parameters, prepare
@@ -138,7 +138,7 @@ class Job:
                 last = self._epoch(stop)
             found = last if last is not None and self._ends_in_test else self._evaluate("test", stop, tta=recipe.tta)
             self.saver.wait()
-            result = self._finish(test_stats(found, self.store.classes), warmup_seconds)
+            result = self._finish(found, warmup_seconds)
         except StopSeenError as seen:
             self._save()
             self.saver.wait()
@@ -282,11 +282,15 @@ class Job:
                 raise
             raise CheckpointError(f"{saved.path} does not hold what a checkpoint does: {error!r}") from None
 
-    def _finish(self, test: TestStats, warmup_seconds: float) -> FitResult:
-        run, history = self.run, tuple(self.history)
+    def _finish(self, found: Evaluation, warmup_seconds: float) -> FitResult:
+        run, history, classes = self.run, tuple(self.history), self.store.classes
+        test, wrong = test_stats(found, classes), None
+        with contextlib.suppress(DataError):  # the store may be gone by now
+            wrong = mistakes(found, self.store.split(f"{run.recipe.split}/test"), classes)
         result = outcome(run, history, test, parameters=self.parameters, warmup_seconds=warmup_seconds)
         if self.ranks.first:
             with ALONE_IN_PROCESS:
-                write_pages(run, history, result, environment=self.environment, choices=self.summary.choices)
+                environment, choices = self.environment, self.summary.choices
+                write_pages(run, history, result, environment=environment, choices=choices, mistakes=wrong)
         self.reporter.finish(result)
         return FitResult(path=run.path, history=history, test=test, run=result)

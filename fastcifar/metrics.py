@@ -11,11 +11,13 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["EpochStats", "LossNotFiniteError", "LossWatch", "TestStats", "Totals", "not_finite"]
+__all__ = ["EpochStats", "LossNotFiniteError", "LossWatch", "Mistakes", "TestStats", "Totals", "not_finite"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +67,19 @@ class TestStats:
     confusion: tuple[tuple[float, ...], ...]
     tta: str = "none"
     tta_accuracy: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mistakes:
+    """Some of the `wrong` test images that were taken for another class.
+
+    `images` are uint8[n, H, W, C] as they are stored, `truth` and `taken_for` n names of classes.
+    """
+
+    images: NDArray[np.uint8]
+    truth: tuple[str, ...]
+    taken_for: tuple[str, ...]
+    wrong: int
 
 
 class Totals:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fastcifar.metrics import EpochStats, TestStats
+from fastcifar.metrics import EpochStats, Mistakes, TestStats
 from fastcifar.reporter import RunResult
 from fastcifar.runs import Run
 
@@ -53,6 +53,7 @@ def write_pages(
     *,
     environment: Mapping[str, Any],
     choices: Sequence[tuple[str, str]],
+    mistakes: Mistakes | None = None,
 ) -> None:
     """Write the figures and report.html to the run's folder.
 
@@ -62,6 +63,7 @@ def write_pages(
         result: see `outcome`.
         environment: versions, hardware and data.
         choices: what was chosen, and why.
+        mistakes: of the test, where they can be shown.
 
     Raises:
         OutputError: they cannot be written.
@@ -79,7 +81,7 @@ def write_pages(
             history=history,
             test=result.test,
             result=result,
-            figures=write_figures(run.path / "figures", history, result.test, title=run.title),
+            figures=write_figures(run.path / "figures", history, result.test, title=run.title, mistakes=mistakes),
         )
 
 

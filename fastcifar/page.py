@@ -50,6 +50,7 @@ _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 _CAPTIONS = {
     "loss": "Mean loss by epoch, on the training and the evaluated images",
     "accuracy": "Accuracy by epoch, on the training and the evaluated images",
+    "mistakes": "Test images that were taken for another class: above its own class, below the one it was taken for",
     "confusion": "Confusion matrix of the test: the share of each true class (row) taken for each class (column)",
 }
 

@@ -7,12 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from fastcifar.commands import main
 from fastcifar.config import TrainConfig
 from fastcifar.data.arrays import convert_arrays
 from fastcifar.engine import evaluate_run, fit
 from fastcifar.errors import CheckpointError, ConfigError, DataError, StoppedError
+from fastcifar.evaluation import Evaluation, mistakes
 from fastcifar.nets import ARCHS, Arch
 from fastcifar.reporter import NullReporter
 from fastcifar.seeds import fit_seeds
@@ -114,6 +116,33 @@ def test_a_class_without_test_images_has_no_accuracy(capfd: pytest.CaptureFixtur
     assert "<td>bright</td><td>-</td>" in Path("run/report.html").read_text()
     assert main(["evaluate", "run"]) == 0
     assert "\nbright        -\n" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(("wrong", "shown"), [(0, 0), (1, 1), (40, 40), (55, 40)])
+def test_mistakes_are_those_of_all_the_data(tmp_path: Path, wrong: int, shown: int) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (60, 8, 8, 3), np.uint8)
+    labels = np.arange(60) % 3
+    own = convert_arrays(tmp_path / "s", images, labels, classes=("a", "b", "c"))
+    predictions = torch.from_numpy(labels)
+    predictions = torch.where(torch.arange(60) >= 60 - wrong, (predictions + 1) % 3, predictions)
+    found = Evaluation(
+        loss=0.0,
+        accuracy=0.0,
+        seconds=0.0,
+        predictions=predictions,
+        labels=torch.from_numpy(labels),
+        tta="none",
+        tta_accuracy=None,
+    )
+    made = mistakes(found, own.split("train"), own.classes)
+    assert (made.wrong, len(made.images)) == (wrong, shown)
+    places = [int(np.flatnonzero((images == image).all((1, 2, 3)))[0]) for image in made.images]
+    assert len(set(places)) == shown
+    assert places == sorted(places)
+    if wrong:
+        assert (places[0], places[-1]) == (60 - wrong, 59 if wrong > 1 else 60 - wrong)
+    assert made.truth == tuple("abc"[place % 3] for place in places)
+    assert made.taken_for == tuple("abc"[(place + 1) % 3] for place in places)
 
 
 def test_several_runs_are_no_run() -> None:

@@ -8,7 +8,8 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 
-from fastcifar.figures import accuracy_curves, confusion_matrix, loss_curves, write_figures
+from fastcifar.figures import accuracy_curves, confusion_matrix, loss_curves, mistakes_grid, write_figures
+from fastcifar.metrics import Mistakes
 from tests.sample_stats import CIFAR10, make_epochs, make_test
 
 HUNDRED = tuple(f"class_{i}" for i in range(100))
@@ -171,6 +172,50 @@ def test_written_files(tmp_path, classes):
     width, height = png_size(paths[2])
     assert 700 <= height <= width <= 1600
     assert dict(matplotlib.rcParams) == settings
+
+
+def make_mistakes(count, channels=3, wrong=None, name="cat"):
+    images = np.random.default_rng(0).integers(0, 256, (count, 20, 32, channels), np.uint8)
+    return Mistakes(images=images, truth=(name,) * count, taken_for=("$dog$",) * count, wrong=wrong or count)
+
+
+@pytest.mark.parametrize(("count", "rows"), [(1, 1), (8, 1), (9, 2), (40, 5)])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_mistakes_are_shown_above_their_classes(count, rows, channels):
+    found = make_mistakes(count, channels)
+    axes = draw(mistakes_grid(found, title="big on $cifar"))
+    assert [text.get_text() for text in axes.texts] == ["cat\n$dog$?"] * count
+    (picture,) = (image.get_array() for image in axes.images)
+    columns = min(8, count)
+    down, right = picture.shape[0] // rows, picture.shape[1] // columns
+    for i, image in enumerate(found.images):
+        top, left = down * (i // columns), right * (i % columns)
+        assert np.array_equal(picture[top : top + 20, left : left + 32], np.broadcast_to(image, (20, 32, 3)))
+    boxes = [text.get_window_extent() for text in axes.texts]
+    inside = axes.figure.bbox
+    for box in boxes:
+        assert inside.x0 <= box.x0 < box.x1 <= inside.x1
+        assert inside.y0 <= box.y0 < box.y1 <= inside.y1
+        x, y = axes.transData.inverted().transform((box.x0, box.y0))
+        assert y % down >= 20 or y >= down * rows - 1, "the names reach into the next row"
+        assert x >= -1
+
+
+def test_long_names_of_mistakes_are_cut():
+    axes = draw(mistakes_grid(make_mistakes(2, name="x" * 30), title="x"))
+    assert axes.texts[0].get_text() == "x" * 11 + "...\n$dog$?"
+    with pytest.raises(ValueError, match="at least one"):
+        mistakes_grid(make_mistakes(0), title="x")
+
+
+def test_mistakes_are_written_where_there_are_some(tmp_path):
+    for found, names in (
+        (make_mistakes(3, wrong=70), {"confusion.png", "mistakes.png"}),
+        (make_mistakes(0), {"confusion.png"}),
+    ):
+        folder = tmp_path / str(len(found.images))
+        paths = write_figures(folder, (), make_test(), title="x", mistakes=found)
+        assert {path.name for path in paths} == {path.name for path in folder.iterdir()} == names
 
 
 def test_without_epochs_only_the_matrix_is_written(tmp_path):
