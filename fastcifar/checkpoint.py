@@ -10,6 +10,7 @@ No pickle is written or read.
     newest = load_newest(run / "checkpoints")
 """
 
+import contextlib
 import hashlib
 import json
 import shutil
@@ -24,7 +25,7 @@ import safetensors.torch
 from torch import Tensor
 
 from fastcifar.errors import CheckpointError, OutputError, one_line
-from fastcifar.publish import publish_bytes, publish_folder, remove_stale
+from fastcifar.publish import publish_bytes, publish_folder, remove_folder, remove_stale
 
 __all__ = ["Checkpoint", "Saver", "load_newest", "problem", "save", "saved"]
 
@@ -76,11 +77,14 @@ def save(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         remove_stale(folder)
+        size, free = len(text) + sum(map(len, files.values())), shutil.disk_usage(folder).free
+        if size > free:
+            raise OutputError(f"checkpoint {path} needs {size:,} bytes, {folder} has {free:,} bytes free")
         if path.exists() and _holds(path, digests):
             publish_bytes(path / "manifest.json", text)
         else:
             if path.exists():
-                shutil.rmtree(path)  # or it would stand in the new one's place
+                remove_folder(path)  # or it would stand in the new one's place
             with publish_folder(path) as temporary:
                 for name, content in files.items():
                     (temporary / name).write_bytes(content)
@@ -89,7 +93,8 @@ def save(
         raise OutputError(f"checkpoint {error.filename or path} cannot be written: {error.strerror or error}") from None
     # a newer one is damaged: this run did not go on from it
     for old in [one for one in saved(folder) if int(one.name) <= step][:-_KEEP]:
-        shutil.rmtree(old, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            remove_folder(old)
     return path
 
 

@@ -143,7 +143,13 @@ def _train(
             if ranks.size > 1 or not set_aside(store, error):
                 raise
             made = job(open_data(run.config, reporter))
-    return made.train(stop)
+    try:
+        return made.train(stop)
+    except DamagedStoreError as error:  # of a store that stays on disk they are checked on the way
+        if ranks.first and set_aside(made.store, error):
+            what = str(error).partition("; delete ")[0]
+            raise DataError(f"{what}; the store is set aside, to be made anew: {run.go_on()}") from None
+        raise
 
 
 @signals.stop_at_once("before the evaluation was done; the run is as it was")
@@ -180,6 +186,21 @@ def evaluate_run(
     unfinished = ": the run is not finished" * (done < run.recipe.epochs)
     reporter.message(f"checkpoint of step {saved.step}, after {done} of {run.recipe.epochs} epochs{unfinished}")
     store = _store_of(run, reporter)
+    try:
+        return _tested(run, rt, saved, store)
+    except DamagedStoreError as error:  # its bytes are checked when they are first read
+        if not set_aside(store, error):
+            raise
+        return _tested(run, rt, saved, open_data(run.config, reporter))
+
+
+def _tested(run: runs.Run, rt: runtime.Runtime, saved: checkpoint.Checkpoint, store: ArrayStore) -> TestStats:
+    """What a checkpoint's net makes of the test images.
+
+    Raises:
+        CheckpointError: it is of other data.
+        DamagedStoreError: the store is.
+    """
     if store.digest != saved.state.get("loader", {}).get("digest"):
         raise CheckpointError(f"{saved.path} was trained on other data than {store.path} holds")
     model = build_model(run.config.arch, num_classes=len(store.classes), in_channels=store.image_shape[2])

@@ -262,6 +262,7 @@ class Job:
             state={
                 "config_hash": self.run.config_hash(),
                 "arithmetic": arithmetic(self.rt),
+                "fastcifar": self.environment["fastcifar"],
                 "loader": self.loader.state_dict(),
                 "epoch": self.epoch,
                 "elapsed": self.elapsed,

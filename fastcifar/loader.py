@@ -67,7 +67,7 @@ class Loader:
             (NumPy, slow and obvious), or auto: cpu on a CPU, cuda on CUDA where triton is installed, eager
             elsewhere. All give the same bits.
         transform: a `torch.nn.Module`, or any callable, of the finished images; with mixup or CutMix, of the
-            mixed ones. What it draws from torch's generators is a function of seed, epoch and position too.
+            mixed ones. What it draws from torch's generators is of seed, epoch, position, world_size and device.
         rank: of this process, 0 to world_size - 1: it gets its slice of each global batch.
         world_size: number of processes.
 

@@ -1,7 +1,8 @@
 """The nets, as data: `ARCHS["big"]` and `ARCHS["small"]` of the original report, `ARCHS["fast"]` of our own.
 
 In the report's, each 3x3 convolution (padding 1) and each hidden fully connected layer is followed by ReLU, then by a
-BatchNorm of its own; each block ends in a 3x3 max-pool of stride 2. The last layer gives raw logits.
+BatchNorm of its own; each block ends in a 3x3 max-pool of stride 2. The last layer gives raw logits. On a CPU
+loops of `kernels`, which this module imports for that, compute the layers.
 
     build_model("big", num_classes=10)(images)    # [B, 3, 32, 32] -> [B, 10]
 """

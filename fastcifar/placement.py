@@ -50,12 +50,17 @@ def choose_placement(asked: Placement, store: ArrayStore, device: torch.device) 
     for placement, place_ in places if device != host else places[:1]:
         if (store.digest, place_) in _placed:
             return placement, f"{placement}: it is in the memory of {place_} already"
-        free = free_memory(place_)
-        if free is None or size <= _SHARE * free:
+        needed = {one: free_memory(one) for one in (place_, host)}  # a device's come through the host's memory
+        short = {one: free for one, free in needed.items() if free is not None and size > _SHARE * free}
+        if not short:
+            free = needed[place_]
             room = "of unknown free memory" if free is None else f"of {_mb(free)} of free memory"
-            return placement, f"{placement}: {_mb(size)} {room} on {place_}{''.join(shortages)}"
-        shortages.append(f"; {_mb(size)} are more than {_SHARE:.0%} of the {_mb(free)} that are free on {place_}")
-    return "stream", f"stream{''.join(shortages)}"
+            return placement, f"{placement}: {_mb(size)} {room} on {place_}{''.join(dict.fromkeys(shortages))}"
+        shortages += [
+            f"; {_mb(size)} are more than {_SHARE:.0%} of the {_mb(free)} that are free on {one}"
+            for one, free in short.items()
+        ]
+    return "stream", f"stream{''.join(dict.fromkeys(shortages))}"
 
 
 def _mb(count: int) -> str:

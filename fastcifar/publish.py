@@ -24,7 +24,7 @@ try:
 except ImportError:  # Windows cannot lock a folder: there nothing counts as left over
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["publish_bytes", "publish_folder", "publish_json", "remove_stale"]
+__all__ = ["publish_bytes", "publish_folder", "publish_json", "remove_folder", "remove_stale"]
 
 _PREFIX = ".tmp-"
 _LONGEST = 50  # letters of the target's name in a temporary's: with its ends they must fit 255 bytes
@@ -90,6 +90,17 @@ def publish_folder(path: Path) -> Iterator[Path]:
                 raise
             shutil.rmtree(place)
         _sync_folder(path.parent)
+
+
+def remove_folder(path: Path) -> None:
+    """Delete a folder: it is gone at once, and what a crash leaves of it is a temporary.
+
+    Raises:
+        OSError: it cannot be renamed; it is as it was.
+    """
+    aside = path.with_name(f"{_PREFIX}{path.name[:_LONGEST]}-{secrets.token_hex(8)}")
+    os.rename(path, aside)
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def remove_stale(folder: Path, name: str = "") -> None:

@@ -34,7 +34,7 @@ _FAST = Recipe(
 )
 
 RECIPES = {
-    # The original report's: raw pixels, no augmentation.
+    # The original report's: raw pixels, no augmentation, and a last batch that is short: padding would be in its norms.
     "report": Recipe(
         split="report", epochs=20, batch_size=32, optimizer="adam", lr=1e-3, scaling="raw", drop_last=False
     ),

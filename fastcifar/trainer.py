@@ -30,6 +30,9 @@ from fastcifar.signals import StopRequest
 
 __all__ = ["Trainer", "load_weights", "train_epoch"]
 
+_NAMED = 3
+"""Tensors of another net that are named."""
+
 _SKIPS = 50
 """Steps in a row that gradient scaling may skip: each halves the scale, which starts at 2**16."""
 
@@ -237,15 +240,18 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
     """Load a checkpoint's net.
 
     Raises:
-        CheckpointError: the tensors are of another net; the first one is named.
+        CheckpointError: the tensors are of another net; the first few are named.
     """
     own = model.state_dict()
-    for name in sorted(own.keys() ^ weights.keys()):
-        raise CheckpointError(f"the checkpoint is of another net: {name} is only in one of them")
-    for name, tensor in own.items():
-        if tensor.shape != weights[name].shape:
-            shapes = f"{list(weights[name].shape)} instead of {list(tensor.shape)}"
-            raise CheckpointError(f"the checkpoint is of another net: {name} has shape {shapes}")
+    wrong = [f"{name} is only in one of them" for name in sorted(own.keys() ^ weights.keys())]
+    wrong += [
+        f"{name} has shape {list(weights[name].shape)} instead of {list(tensor.shape)}"
+        for name, tensor in own.items()
+        if name in weights and tensor.shape != weights[name].shape
+    ]
+    if wrong:
+        more = f", and {len(wrong) - _NAMED} more differ" if len(wrong) > _NAMED else ""
+        raise CheckpointError(f"the checkpoint is of another net: {', '.join(wrong[:_NAMED])}{more}")
     model.load_state_dict(dict(weights))
 
 

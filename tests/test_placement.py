@@ -224,6 +224,13 @@ class Memory:
         ("meta", {"meta": 10**9, "cpu": 10**9}, "device", "of 1,000 MB of free memory on meta"),
         ("meta", {"meta": 10**4, "cpu": 10**9}, "host", "are more than 60% of the 0 MB that are free on meta"),
         ("meta", {"meta": 10**4, "cpu": 10**4}, "stream", "free on cpu"),
+        (
+            "meta",
+            {"meta": 10**9, "cpu": 10**4},
+            "stream",
+            "stream; 0 MB are more than 60% of the 0 MB that are free on cpu",
+        ),
+        ("meta", {"meta": None, "cpu": 10**9}, "device", "of unknown free memory on meta"),
     ],
 )
 def test_auto_chooses_by_what_fits_and_says_why(

@@ -125,6 +125,7 @@ def modules() -> list[tuple[str, ast.Module]]:
 def imports(tree: ast.Module) -> set[str]:
     names = set()
     for node in ast.walk(tree):
+        assert not (isinstance(node, ast.ImportFrom) and node.level), f"line {node.lineno}: a relative import"
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:

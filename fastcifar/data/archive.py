@@ -1,8 +1,8 @@
 """Finds a CIFAR archive, or fetches it, checks it, and gives its files one at a time.
 
 An archive counts as verified if its SHA-256 is the published one, an unpacked folder if each file's MD5
-is; both are computed before anything is parsed. Nothing is ever extracted. `download` and `tarstream` do the work;
-this module decides what to use, and writes only to HOME/downloads.
+is; both are computed before anything is parsed but the first headers that an archive is recognised by. Nothing is ever
+extracted. `download` and `tarstream` do the work; this module decides what to use, and writes only to HOME/downloads.
 
     source = find(CIFAR10, data=None, home=Path("cache"), allow_unverified=False)
     for name, content in source.members():

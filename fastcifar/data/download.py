@@ -239,7 +239,7 @@ def _number(text: str | None) -> int | None:
 def _resumed_total(headers: Any, have: int, etag: str | None) -> int | None:
     """The size of the whole file, if the answer is the rest of the version that `part` is of."""
     match = re.fullmatch(r"bytes ([0-9]{1,15})-([0-9]{1,15})/([0-9]{1,15})", headers.get("Content-Range", "").strip())
-    if match is None or headers.get("ETag", etag) != etag:
+    if match is None or headers.get("ETag", etag) != etag:  # it was asked for by If-Range: it may not be repeated
         return None
     first, last, total = (int(group) for group in match.groups())
     length = _number(headers.get("Content-Length"))

@@ -1,7 +1,7 @@
 """Reads CIFAR's batch files: from the bytes of a pickle to checked arrays, without running the pickle.
 
-`opcodes` reads the structure; here every field is checked, and an error names the file and the field. It
-touches nothing but the bytes it is given.
+`opcodes` reads the structure; here every field is checked, and an error names the file and the field. Other keys than
+those of the published files are passed over: nothing reads them. It touches nothing but the bytes it is given.
 
     batch = read_batch(Path("data_batch_1").read_bytes(), source="data_batch_1")
     batch.data, batch.labels                                 # uint8[10000, 3072], int64[10000]

@@ -15,6 +15,7 @@ from fastcifar import ArrayStore, Loader, TrainConfig, convert_arrays, fit, open
 from fastcifar.data.content import Content, Found, SourceFile
 from fastcifar.data.datasets import DATASETS
 from fastcifar.data.writer import write_store
+from fastcifar.engine import evaluate_run
 from fastcifar.errors import DamagedStoreError, DataError
 from fastcifar.nets import ARCHS, Arch
 from tests.effort import effort
@@ -271,6 +272,29 @@ def test_a_resumed_run_goes_on_with_a_store_that_was_made_anew(stores: Path, cap
     flip(stores / "bundled" / "images.npy")
     resumed = fit(TrainConfig(resume=Path("run")))
     assert resumed.test.confusion == first.test.confusion
+    one_warning(caplog, stores)
+
+
+def test_an_evaluation_goes_on_with_a_store_that_was_made_anew(stores: Path, caplog: pytest.LogCaptureFixture) -> None:
+    config = TrainConfig(dataset="bundled", arch="tiny", epochs=1, batch_size=8, device="cpu", out=Path("run"))
+    first = fit(config)
+    flip(stores / "bundled" / "images.npy")
+    again = evaluate_run(Path("run"), device="cpu")
+    assert again.confusion == first.test.confusion
+    one_warning(caplog, stores)
+
+
+def test_a_store_that_is_found_damaged_on_the_way_is_set_aside(
+    stores: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("fastcifar.placement.free_memory", lambda device: 1000)  # it stays on disk
+    config = TrainConfig(dataset="bundled", arch="tiny", epochs=2, batch_size=8, device="cpu", out=Path("run"))
+    first = fit(config)
+    shutil.rmtree(max((Path("run") / "checkpoints").iterdir()))
+    flip(stores / "bundled" / "images.npy")
+    with pytest.raises(DataError, match=r"do not have their checksum; the store is set aside.*--resume run"):
+        fit(TrainConfig(resume=Path("run")))
+    assert fit(TrainConfig(resume=Path("run"))).test.confusion == first.test.confusion
     one_warning(caplog, stores)
 
 

@@ -13,12 +13,14 @@ from fastcifar import checkpoint, trainer
 from fastcifar.commands import main
 from fastcifar.config import TrainConfig
 from fastcifar.engine import fit
-from fastcifar.errors import DivergedError
+from fastcifar.errors import DivergedError, StoppedError
 from fastcifar.job import FitResult
 from fastcifar.metrics import LossNotFiniteError, LossWatch, Totals, not_finite
+from fastcifar.reporter import Reporter
 from fastcifar.trainer import Trainer
 from tests.effort import effort
 from tests.faults import tiny_runs
+from tests.test_engine import StopAfter
 
 STEPS = 6
 VALUES = (math.nan, math.inf, -math.inf)
@@ -129,9 +131,9 @@ def test_the_command_ends_with_status_3_and_one_line(
     assert error.count("\n") == 1
 
 
-def half(name: str, **options: Any) -> FitResult:
+def half(name: str, *, reporter: Reporter | None = None, **options: Any) -> FitResult:
     """A run in float16 with gradient scaling: 24 steps an epoch."""
-    return fit(tiny_runs.config(name, amp=True, amp_dtype="float16", batch_size=2, **options))
+    return fit(tiny_runs.config(name, amp=True, amp_dtype="float16", batch_size=2, **options), reporter=reporter)
 
 
 @pytest.mark.parametrize("place", [in_images, in_a_gradient, in_the_loss])
@@ -155,6 +157,18 @@ def test_gradient_scaling_lives_through_some(place: Callable[..., None], monkeyp
     assert len(skipped) <= 6  # some overflow by themselves
     assert all(math.isfinite(stats.train_loss) and stats.train_loss > 0.1 for stats in result.history)
     assert_finite(Path("run/checkpoints"))
+
+
+@pytest.mark.parametrize("stop", [10, 30])
+def test_the_scale_goes_on_where_it_was(monkeypatch: pytest.MonkeyPatch, stop: int) -> None:
+    in_a_gradient(monkeypatch, lambda now: now in (5, 6), math.inf)
+    half("through")
+    with pytest.raises(StoppedError):
+        half("stopped", reporter=StopAfter(stop))
+    fit(TrainConfig(resume=Path("stopped")))
+    found = tiny_runs.weights(Path("stopped"))
+    assert found["scaler.scale"] <= 2.0**14  # it begins at 2**16
+    assert tiny_runs.equal(found, tiny_runs.weights(Path("through")))
 
 
 def test_gradients_that_always_overflow_end_the_run(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -157,7 +157,7 @@ def test_the_newest_checkpoint_is_the_one_before_or_this_one(tmp_path: Path, way
     seen = set()
 
     def check() -> None:
-        assert checkpoint.load_newest(place).skipped == ()
+        assert [checkpoint.problem(path) for path in checkpoint.saved(place)] in ([None] * 2, [None] * 3)
         seen.add(newest(place))
 
     def after() -> None:
