@@ -94,7 +94,8 @@ class Mixer:
             inside = inside & ((xs >= x0[:, None]) & (xs < x1[:, None]))[:, None, None, :]
             cut = torch.where(inside, other, images)
             # the box may have been cut off at the edges: what counts is the part that was replaced
-            kept = 1 - ((y1 - y0) * (x1 - x0)).float() / (height * width)
+            area = ((y1 - y0) * (x1 - x0)).float()
+            kept = 1 - area / torch.full_like(area, height * width)  # by a number, CUDA multiplies by its reciprocal
             chosen = (w1 >> 31) == 1 if mixup else torch.ones_like(w1, dtype=torch.bool)
             mixed = torch.where(chosen[:, None, None, None], cut, mixed)
             share = torch.where(chosen, kept, share)

@@ -239,16 +239,16 @@ if hasattr(os, "register_at_fork"):
 
 @contextlib.contextmanager
 def local_seed(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed torch's generators of the CPU and of `device`, and put them back afterwards; one thread at a time.
-
-    Args:
-        seed: 0 to 2**64 - 1.
-        device: whose generator is seeded beside the CPU's.
-    """
+    """Seed (0 to 2**64 - 1) torch's generators of the CPU and of `device`, and put them back; one thread at a time."""
     kind = device.type if device.type != "cpu" else None
     devices = [] if kind is None else [device]
     with _seeding, torch.random.fork_rng(devices=devices, **({} if kind is None else {"device_type": kind})):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # not `torch.manual_seed`, which reaches every GPU
+        if kind == "cuda":
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        elif kind is not None:
+            torch.get_device_module(kind).manual_seed(seed)
         yield
 
 

@@ -82,18 +82,22 @@ class StepGraphs:
 
     def _captured(self, sizes: dict[int | None, None]) -> dict[int | None, _Work]:
         works = {size: self._work(size) for size in sizes}
-        side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        side.wait_stream(torch.cuda.current_stream())
+        device = self._trainer.runtime.device
+        # Of its own: cuBLAS's workspaces go by stream, and graphs of runs side by side are replayed at the same time.
+        # Of high priority, of which nobody else takes one: streams come from pools of 32, and round again.
+        side = torch.cuda.Stream(device, priority=-1)  # type: ignore[no-untyped-call]
+        side.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(side):
             for work in works.values():
                 for _ in range(_WARM_UP):
                     work()
-        torch.cuda.current_stream().wait_stream(side)
+        torch.cuda.current_stream(device).wait_stream(side)
         pool = None
         replays: dict[int | None, _Work] = {}
         for size, work in works.items():
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):  # other threads' runs go on
+            # other threads' runs go on
+            with torch.cuda.graph(graph, pool=pool, stream=side, capture_error_mode="thread_local"):
                 loss = work()
             pool = graph.pool()
             replays[size] = _replayed(graph, loss)

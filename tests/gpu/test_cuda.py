@@ -11,9 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastcifar import Augment, Loader, TrainConfig, fit, open_store
+from fastcifar import Augment, Loader, TrainConfig, build_model, convert_arrays, fit, open_store
 from fastcifar.kernels.cpu import CpuKernel
 from fastcifar.kernels.plan import Plan, rows_at, scale_and_shift
+from fastcifar.recipes import resolve
+from fastcifar.runtime import choose
+from fastcifar.step_graphs import StepGraphs
+from fastcifar.trainer import Trainer
 
 pytestmark = pytest.mark.cuda
 
@@ -212,3 +216,39 @@ def test_what_works_on_whole_batches_equals_the_cpus(placement: Any, options: di
     for a, b in zip(here, there, strict=True):
         assert torch.equal(a.images, b.images.cpu())
         assert torch.equal(a.labels, b.labels.cpu())
+
+
+def test_mixed_labels_equal_the_cpus_for_any_size_of_images(tmp_path: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (400, 28, 28, 3), np.uint8)
+    store = convert_arrays(tmp_path / "s", images, np.arange(400) % 10)
+    common: Any = {"batch_size": 100, "augment": Augment(mixup=0.4, cutmix=1.0), "seed": 3}
+    here, there = Loader(store, **common), Loader(store, device="cuda", **common)
+    for a, b in zip(here, there, strict=True):
+        assert torch.equal(a.images, b.images.cpu())
+        assert torch.equal(a.labels, b.labels.cpu())
+
+
+def test_a_runs_graphs_outlive_anothers() -> None:
+    def make(seed: int) -> tuple[Trainer, Loader]:
+        torch.manual_seed(seed)
+        config = TrainConfig(arch="small", device="cuda", amp=True, amp_dtype="bfloat16", epochs=4, batch_size=200)
+        loader = Loader(store, split="train", batch_size=200, seed=seed, device="cuda", drop_last=True)
+        return Trainer(build_model("small", num_classes=10), resolve(config), choose(config), steps=100), loader
+
+    store = open_store("digits")
+    first, second = (StepGraphs(*made) for made in (make(0), make(1)))
+    for step in range(4):
+        first.step_no_sync(0, step)
+    del first
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()
+    other = StepGraphs(*make(2))  # takes what is free now
+    for step in range(6):
+        other.step_no_sync(0, step)
+        second.step_no_sync(0, step)
+    trainer, loader = make(1)
+    trainer.model.train()
+    for step in range(6):
+        trainer.step_no_sync(*loader.batch(0, step))
+    loss, plain = second._trainer.totals.read()[0], trainer.totals.read()[0]
+    assert loss == pytest.approx(plain, rel=0.05)
