@@ -79,6 +79,7 @@ def ablate(
     variants: Sequence[str] = (),
     parallel: int = 1,
     reporter: Reporter | None = None,
+    complete: bool = False,
 ) -> AblationResult:
     """Train the recipe and each variant of it once with each seed; with `config.resume`, what of it is not done.
 
@@ -93,6 +94,7 @@ def ablate(
         variants: changes that a variant each makes, such as "optimizer=adam lr=0.001".
         parallel: as in `fit_seeds`.
         reporter: hears messages.
+        complete: as `fit` has it.
 
     Raises:
         ConfigError, DataError, OutputError, CheckpointError: before training, each with one clear line.
@@ -106,7 +108,7 @@ def ablate(
         plan = plan_variants(config, without, variants)
     elif without or variants:
         raise ConfigError("without and variant cannot be given with resume: the folder keeps its own")
-    with open_series(config, record=ABLATION, kind="ablate") as series:
+    with open_series(config, record=ABLATION, kind="ablate", complete=complete) as series:
         seeds = series.seeds(seeds)
         if series.stored:
             plan = _stored_plan(series)

@@ -206,8 +206,8 @@ class TrainConfig:
     change: tuple[str, ...] = ()
     """Changes to the recipe, such as weight_decay=1e-3 augment.cutout=8."""
     split: Scheme | None = None
-    """Training / validation / test images: report (data_batch_1 / data_batch_2 / test), full (all / none / test)
-    or holdout (nine tenths / the other tenth / test)."""
+    """Training / validation / test images: report (data_batch_1 / data_batch_2 / test), full (all / the
+    store's own validation images, if any / test) or holdout (nine tenths / the other tenth / test)."""
     epochs: int | None = None
     """Passes over the training images."""
     batch_size: int | None = None
@@ -225,7 +225,7 @@ class TrainConfig:
     channels_last: bool = True
     """Keep images and filters channels-last in memory, the faster layout."""
     compile: CompileMode = "auto"
-    """torch.compile: auto turns it on where it pays."""
+    """torch.compile: auto leaves it off, and says why; on forces it."""
     cuda_graphs: bool = True
     """On CUDA each step is one launch, where that is possible; a line at the start of a run says what keeps it from it.
     """

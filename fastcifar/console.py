@@ -66,7 +66,10 @@ class ConsoleReporter:
         self._summary, self._columns = summary, None
         plan = f"{things(summary.epochs, 'epoch')} of {things(summary.steps_per_epoch, 'step')}"
         plan += f", evaluated on {summary.evaluated}"
-        plan += f" every {summary.eval_every} epochs" * (1 < summary.eval_every < summary.epochs)
+        if summary.eval_every >= summary.epochs > 1:
+            plan += " after the last"
+        elif summary.eval_every > 1:
+            plan += f" every {summary.eval_every} epochs"
         notes = [Text(clean(self._console, f"note: {notice}"), "yellow") for notice in summary.notices]
         print_panel(self._console, summary.title, (*summary.choices, ("plan", plan)), notes)
         for stats in history:

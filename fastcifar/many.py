@@ -143,7 +143,8 @@ def run_all(
                 record(found, member.name)
     except (StoppedError, KeyboardInterrupt) as stop:
         status = stop.exit_status if isinstance(stop, StoppedError) else 130
-        done = f"{len(found)} of {len(members)} runs have ended, those begun are saved"
+        kept = "are saved" if isinstance(stop, StoppedError) else "go on from their last epoch"
+        done = f"{len(found)} of {len(members)} runs have ended, those begun {kept}"
         raise StoppedError(f"stopped: {done}; go on with: {go_on}", status) from None
     return {member.name: found[member.name] for member in members}
 

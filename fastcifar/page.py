@@ -48,9 +48,10 @@ summary { cursor: pointer; font-weight: 600; margin: .5rem 0; }
 """
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 _CAPTIONS = {
-    "loss": "Mean loss by epoch, on the training and the evaluated images",
-    "accuracy": "Accuracy by epoch, on the training and the evaluated images",
-    "mistakes": "Test images that were taken for another class: above its own class, below the one it was taken for",
+    "loss": "Mean loss by epoch: of training images as they are trained on, augmented and in the epoch's size, and of "
+    "the evaluated images in that size",
+    "accuracy": "Accuracy by epoch, of the same images",
+    "mistakes": "Test images that were taken for another class; below each its own, and the other with a question mark",
     "confusion": "Confusion matrix of the test: the share of each true class (row) taken for each class (column)",
 }
 

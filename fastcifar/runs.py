@@ -191,7 +191,8 @@ def _used(path: Path) -> OutputError | None:
     """Why no new run can be in this folder."""
     if all(found.name == _LOCK for found in path.iterdir()):
         return None
-    hint = f"resume it with --resume {shlex.quote(str(path))}, or " if (path / "config.json").exists() else ""
+    begun = any((path / record).exists() for record in RECORDS) or any(path.glob("checkpoints/*"))
+    hint = f"resume it with --resume {shlex.quote(str(path))}, or " if begun else ""
     return OutputError(f"out {str(path)!r} is not empty: {hint}choose another folder")
 
 

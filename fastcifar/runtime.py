@@ -132,7 +132,7 @@ def _device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return f"{device}: {torch.cuda.get_device_name(device)}"
     if device.type == "cpu":
-        return f"cpu: {_cpu_name()}, {torch.get_num_threads()} threads"
+        return f"cpu: {_cpu_name()}, {(n := torch.get_num_threads())} thread{'s' * (n != 1)}"
     return str(device)
 
 

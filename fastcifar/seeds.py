@@ -47,7 +47,12 @@ class SeedsResult:
 
 @catch_stop()
 def fit_seeds(
-    config: TrainConfig, seeds: Sequence[int] = (), *, parallel: int = 1, reporter: Reporter | None = None
+    config: TrainConfig,
+    seeds: Sequence[int] = (),
+    *,
+    parallel: int = 1,
+    reporter: Reporter | None = None,
+    complete: bool = False,
 ) -> SeedsResult:
     """Train once with each seed; with `config.resume`, go on with those that are not done.
 
@@ -59,6 +64,7 @@ def fit_seeds(
         parallel: runs at a time. More than one get a process each, and share the threads evenly; on CUDA they get a
             stream each of this process, so that they fill the GPU together.
         reporter: hears of each run as `fit` tells it, or where several are under way of messages alone.
+        complete: as `fit` has it.
 
     Raises:
         ConfigError, DataError, OutputError, CheckpointError: before training, each with one clear line.
@@ -67,7 +73,7 @@ def fit_seeds(
     reporter = TeeReporter(reporter or NullReporter())
     if config.resume is None:
         check_seeds(seeds)
-    with open_series(config, record=SEEDS, kind="seeds") as series:
+    with open_series(config, record=SEEDS, kind="seeds", complete=complete) as series:
         own = series.seeds(seeds)
         members = {
             f"seed {seed}": dataclasses.replace(series.run.config, seed=seed, out=series.path / f"seed-{seed}")

@@ -101,7 +101,7 @@ def _is_record(stored: object) -> bool:
 
 
 @contextlib.contextmanager
-def open_series(config: TrainConfig, *, record: str, kind: str) -> Iterator[Series]:
+def open_series(config: TrainConfig, *, record: str, kind: str, complete: bool = False) -> Iterator[Series]:
     """For a block that runs them: make the folder, or find it again where `config.resume` names it.
 
     No other process may work on it meanwhile. Where the block fails, but for a stop, a new folder in which no run has
@@ -111,6 +111,7 @@ def open_series(config: TrainConfig, *, record: str, kind: str) -> Iterator[Seri
         config: what the runs share.
         record: as in `Series`.
         kind: the default name begins with it.
+        complete: as `runs.reopen` has it.
 
     Raises:
         OutputError: it cannot be made, or another process works on it.
@@ -133,7 +134,7 @@ def open_series(config: TrainConfig, *, record: str, kind: str) -> Iterator[Seri
             raise CheckpointError(f"{path} is damaged: {one_line(error)}") from None
         if not _is_record(stored):
             raise CheckpointError(f"{path} is damaged: no seeds, or no runs with a name and a state")
-        run = runs.reopen(config.resume, config)
+        run = runs.reopen(config.resume, config, complete=complete)
         if resolve(run.config) != run.recipe:
             raise CheckpointError(f"{path.parent}: recipe {run.config.recipe!r} has changed since: start anew")
     series = Series(run=run, record=record, stored=stored)

@@ -369,6 +369,14 @@ def test_a_signal_between_steps_stops_the_whole_and_it_goes_on(data: str, monkey
     assert trained == []
 
 
+def test_an_option_that_is_given_at_its_default_is_taken_over(data: str) -> None:
+    with pytest.raises(StoppedError):
+        fit_seeds(config(data, compile="off"), [0], reporter=Heard(steps=1))
+    assert main(["train", "--resume", "all", "--compile", "auto"]) == 0
+    for folder in ("all", "all/seed-0"):
+        assert json.loads(Path(folder, "config.json").read_text())["config"]["compile"] == "auto"
+
+
 def spy_on_fit(monkeypatch: pytest.MonkeyPatch, diverging: int | None = None) -> list[TrainConfig]:
     """The configs that runs are made of from now on; one seed diverges."""
     given: list[TrainConfig] = []

@@ -78,7 +78,7 @@ def recipe_summary_table(content: Mapping[str, Any]) -> list[str]:
         for (base, epochs), pairs in sorted(beside.items()):
             soonest = max(pairs, key=lambda pair: pair["time"].get("ratio", 0.0))
             best = max(pairs, key=lambda pair: pair["accuracy"].get("mean", -1.0))
-            goal = f"{base}, {epochs:g} epochs: {percent(pairs[0]['goal'])} in {pairs[0]['limit']:,.0f} s"
+            goal = f"{base}, {_count(epochs)}: {percent(pairs[0]['goal'])} in {pairs[0]['limit']:,.0f} s"
             time, accuracy = _pair(soonest)[-2], _pair(best)[-1]
             if "ratio" in soonest["time"]:
                 time = f"{soonest['time']['ratio']:.1f} times as fast: {_run(soonest, soonest['time'])}"
@@ -94,7 +94,11 @@ def _run(pair: Mapping[str, Any], reached: Mapping[str, Any]) -> str:
 
 
 def _epochs(reached: Mapping[str, Any]) -> str:
-    return f"{reached['epochs']:g} epoch{'s' * (reached['epochs'] != 1)}"
+    return _count(reached["epochs"])
+
+
+def _count(epochs: float) -> str:
+    return f"{epochs:g} epoch{'s' * (epochs != 1)}"
 
 
 def _recipe(setting: Mapping[str, Any]) -> list[str]:
@@ -132,5 +136,5 @@ def _pair(pair: Mapping[str, Any]) -> list[str]:
         more = f"{100 * accuracy['mean']:+.2f}{certainty}"
         better = f"{more}: {_epochs(accuracy)}, {percent(accuracy['reached'])}"
     tta = " with test-time augmentation" * (pair["measure"] == "tta_accuracy")
-    base = f"{pair['base']}, {pair['base_epochs']:g} epochs"
+    base = f"{pair['base']}, {_count(pair['base_epochs'])}"
     return [pair["other"], base, f"{percent(pair['goal'])}{tta}, {pair['limit']:,.0f} s", faster, better]

@@ -1,7 +1,8 @@
 """The command line: one module a command, options in, exit status out.
 
 Exit statuses: 0 done; 2 something the user can mend, said in one line; 3 the training diverged;
-4 another process of the run has ended; 130, 143 or 129 stopped by Ctrl-C, SIGTERM or a closed terminal.
+4 another process of the run has ended; 130, 143 or 129 stopped by Ctrl-C, SIGTERM or a closed terminal; 141 what
+reads the output has gone.
 Only this package parses arguments.
 """
 

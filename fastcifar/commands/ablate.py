@@ -1,11 +1,13 @@
 """`fastcifar ablate`: what each ingredient of a recipe is worth."""
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
 
+from fastcifar.commands import forgive_output
 from fastcifar.commands.options import parse_run, parse_seeds
 from fastcifar.config import TrainConfig
 
@@ -21,7 +23,8 @@ Examples:
   fastcifar ablate --resume runs/ablate-cifar10-small-fast-...      go on with what is not done
 
 Accuracies are of the validation images of split holdout, a tenth of the training images; the test images play no
-part. With --split full they are of the test images, which are no test of what is then chosen by them."""
+part. With --split full they are of the store's own validation images, or where it has none of the test images, which
+are no test of what is then chosen by them."""
 
 _SEEDS = (0, 1, 2)
 
@@ -59,8 +62,11 @@ def run(arguments: Sequence[str]) -> int:
             variants=options.variant,
             parallel=options.parallel,
             reporter=reporter,
+            complete=True,
         )
     finally:
         reporter.close()
-    print_table(result.title, ablation_table(result), [*result.notes, f"written to {result.path}"])
+    with contextlib.suppress(OSError):
+        print_table(result.title, ablation_table(result), [*result.notes, f"written to {result.path}"])
+    forgive_output()
     return result.exit_status

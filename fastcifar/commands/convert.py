@@ -187,7 +187,7 @@ def _facts(store: ArrayStore, seconds: float) -> list[tuple[str, str]]:
         else:
             facts.append(("train", "needs test images too: put them into SOURCE/test, or test_images in the .npz"))
     except ConfigError as error:
-        facts.append(("train", f"{error}; --size 32 would do"))
+        facts.append(("train", f"{error}{'; --size 32 would do' * ('resize' in store.source)}"))
     facts.append(("load", f"Loader({place!r})"))
     return facts
 

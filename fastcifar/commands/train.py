@@ -1,5 +1,6 @@
 """`fastcifar train`: train a net, save it, explain it; with `--seeds` several times."""
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -41,6 +42,8 @@ def run(arguments: Sequence[str]) -> int:
     config, options = parse_run(TrainOptions, arguments, prog="fastcifar train", description=_DESCRIPTION)
     if options.seeds is not None or (config.resume is not None and (config.resume / runs.SEEDS).exists()):
         return _train_seeds(config, options)
+    if config.resume is not None and (config.resume / runs.ABLATION).exists():
+        raise ConfigError(f"{config.resume} is an ablation: go on with fastcifar ablate --resume {config.resume}")
     if options.parallel != 1:
         raise ConfigError(f"parallel {options.parallel} is for several seeds (--seeds)")
     from fastcifar.console import ConsoleReporter  # the help must not wait for torch
@@ -64,9 +67,11 @@ def _train_seeds(config: TrainConfig, options: TrainOptions) -> int:
 
     reporter = ConsoleReporter()
     try:
-        result = fit_seeds(config, seeds, parallel=options.parallel, reporter=reporter)
+        result = fit_seeds(config, seeds, parallel=options.parallel, reporter=reporter, complete=True)
     finally:
         reporter.close()
     failed = [f"seed {seed} {each.state}: {each.error}" for seed, each in result.runs.items() if each.error]
-    print_table(f"{len(result.runs)} seeds", seeds_table(result), [*failed, f"written to {result.path}"])
+    with contextlib.suppress(OSError):
+        print_table(f"{len(result.runs)} seeds", seeds_table(result), [*failed, f"written to {result.path}"])
+    forgive_output()
     return result.exit_status

@@ -462,9 +462,9 @@ def test_seeds_side_by_side_stop_together(undisturbed: Place, second: bool) -> N
         os.kill(running.pid, signal.SIGTERM)
     status = running.wait(SOON)
     assert status == (130 if second else 143)
-    assert running.stderr == (
-        "fastcifar: stopped: 0 of 2 runs have ended, those begun are saved; go on with: fastcifar train --resume all\n"
-    )
+    kept = "go on from their last epoch" if second else "are saved"
+    said = f"stopped: 0 of 2 runs have ended, those begun {kept}; go on with: fastcifar train --resume all"
+    assert running.stderr == f"fastcifar: {said}\n"
     assert len(workers) == 2
     assert not [pid for pid in workers if Path(f"/proc/{pid}").exists()]
     assert [run["state"] for run in json.loads(Path("all/seeds.json").read_text())["runs"]] == ["unfinished"] * 2
