@@ -104,15 +104,15 @@ class ConvNet(nn.Module):
         Returns:
             floating [B, K].
         """
-        logits: Tensor = self.classifier(self._fused(images) if self.fused else self.features(images))
+        logits: Tensor = self.classifier(self._fused(images) if _may_fuse(self, images) else self.features(images))
         return logits
 
     def _fused(self, values: Tensor) -> Tensor:
         layers = list(self.features)
         while layers:
             layer, *layers = layers
-            if isinstance(layer, nn.ReLU) and norms.fits(values, layers[0]) and not _hooked(layer, layers[0]):
-                pool = len(layers) > 1 and isinstance(layers[1], nn.MaxPool2d) and not _hooked(layers[1])
+            if type(layer) is nn.ReLU and norms.fits(values, layers[0]) and not _hooked(layer, layers[0]):
+                pool = len(layers) > 1 and norms.pools(layers[1]) and not _hooked(layers[1])
                 values = norms.relu_norm(values, layers[0], pool=pool)  # type: ignore[arg-type]  # `fits` looked
                 layers = layers[1 + pool :]
             elif isinstance(layer, nn.Conv2d):
@@ -166,7 +166,8 @@ class FastNet(nn.Module):
         Returns:
             floating [B, K].
         """
-        logits: Tensor = self.classifier(self._fused(images) if self.fused else self.features(images)) * _LOGIT_SCALE
+        features = self._fused(images) if _may_fuse(self, images) else self.features(images)
+        logits: Tensor = self.classifier(features) * _LOGIT_SCALE
         return logits
 
     def _fused(self, values: Tensor) -> Tensor:
@@ -177,7 +178,8 @@ class FastNet(nn.Module):
                 values = norms.halve(values)
             elif (
                 layers
-                and isinstance(layers[0], nn.GELU)
+                and type(layers[0]) is nn.GELU
+                and layers[0].approximate == "none"
                 and norms.fits(values, layer)
                 and not _hooked(layer, layers[0])
             ):
@@ -201,9 +203,14 @@ def _convolve(values: Tensor, layer: nn.Conv2d) -> Tensor:
     return convolved
 
 
+def _may_fuse(net: ConvNet | FastNet, images: Tensor) -> bool:
+    """Whether its layers may run together: not where what is asked for is all of them, as hooks and tracers do."""
+    return net.fused and type(images) is Tensor and not _hooked(net.features)
+
+
 def _hooked(*layers: nn.Module) -> bool:
-    """Whether any has hooks, which must be called."""
-    return any(
+    """Whether any has hooks, which must be called, or all have."""
+    return nn.modules.module._has_any_global_hook() or any(  # it has no public name
         layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks
         for layer in layers
     )

@@ -106,14 +106,15 @@ def test_steps_are_those_of_each_matrix_alone(channels_last: bool) -> None:
         torch.testing.assert_close([p.detach() for p in parameters], expected, rtol=1e-4, atol=1e-5)
 
 
-def test_a_step_is_as_long_as_the_learning_rate_says() -> None:
-    weight = torch.randn(16, 100).requires_grad_()
-    weight.grad = torch.randn(16, 100) * 1e4  # its scale is of no matter
+@pytest.mark.parametrize(("rows", "columns", "share"), [(16, 100, 1.0), (100, 16, 0.4)])
+def test_a_step_is_as_long_as_the_learning_rate_says(rows: int, columns: int, share: float) -> None:
+    weight = torch.randn(rows, columns).requires_grad_()
+    weight.grad = torch.randn(rows, columns) * 1e4  # its scale is of no matter
     Muon([{"params": [weight], "orthogonal": True}], lr=0.0, momentum=0.6).step()
-    assert weight.norm().item() == pytest.approx(4.0)
+    assert weight.norm().item() == pytest.approx(math.sqrt(rows))
     before = weight.detach().clone()
     Muon([{"params": [weight], "orthogonal": True}], lr=0.25, momentum=0.6).step()
-    assert ((weight - before).norm() / before.norm()).item() == pytest.approx(0.25, rel=0.15)
+    assert ((weight - before).norm() / before.norm()).item() == pytest.approx(0.25 * share, rel=0.15)
 
 
 def test_a_weight_of_zeros_stays_finite() -> None:

@@ -13,7 +13,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.flop_counter import FlopCounterMode
 
 from fastcifar import build_model
-from fastcifar.kernels import openmp, products, winograd
+from fastcifar.kernels import norms, openmp, products, winograd
 from tests.effort import effort
 from tests.threads import on_threads
 
@@ -43,8 +43,8 @@ def _close(found: Tensor | None, expected: Tensor | None, tolerance: float = 1e-
 @settings(max_examples=effort(40), deadline=None)
 @given(
     batch=st.integers(1, 9),
-    channels=st.sampled_from((16, 17, 24, 40, 64)),
-    count=st.sampled_from((16, 24, 31, 64)),
+    channels=st.sampled_from((16, 17, 24, 40, 64, 90)),  # 90: six lanes, in room of seven
+    count=st.sampled_from((16, 24, 31, 64, 100)),  # 100: rows of two spans
     height=st.integers(1, 17),
     width=st.integers(1, 17),
     bias=st.booleans(),
@@ -92,6 +92,31 @@ def test_it_is_the_layers_convolution(
         assert layer.bias is not None
         assert exact.bias is not None
         _close(layer.bias.grad, exact.bias.grad)
+
+
+@pytest.mark.parametrize(("channels", "count"), [(17, 31), (90, 100)])
+@pytest.mark.parametrize("side", [7, 10, 16])
+def test_nothing_beside_the_planes_is_read_or_written(
+    channels: int, count: int, side: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer, images = _layer(channels, count, bias=False), _images((5, channels, side, side)).requires_grad_()
+    gradient = _images((5, count, side, side), 1)
+    expected = torch.autograd.grad(winograd.conv2d(images, layer), (images, layer.weight), gradient)
+    real, made = products.planes, list[Tensor]()
+
+    def planes(*size: int) -> Tensor:
+        """Room full of NaN, between two fences."""
+        inside = real(*size)
+        made.append(torch.full((inside.untyped_storage().nbytes() // 4 + 128,), 7.0))
+        made[-1][64:-64] = torch.nan
+        return made[-1][64:].as_strided(inside.shape, inside.stride())
+
+    monkeypatch.setattr(winograd, "planes", planes)
+    monkeypatch.setattr(products, "planes", planes)
+    found = torch.autograd.grad(winograd.conv2d(images, layer), (images, layer.weight), gradient)
+    assert made
+    assert all((fence == 7).all() for room in made for fence in (room[:64], room[-64:]))
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
 
 
 def test_no_gradient_is_made_that_nobody_wants() -> None:
@@ -230,6 +255,80 @@ def test_hooks_of_a_layer_are_called(arch: str, kind: type[nn.Module]) -> None:
     with torch.no_grad():
         net.eval()(images)
     assert called == layers * 2
+
+
+@pytest.mark.parametrize("arch", ["small", "fast"])
+def test_hooks_of_all_layers_are_called(arch: str) -> None:
+    net, images = build_model(arch, num_classes=4), _images((16, 3, 20, 20))
+    net.to(memory_format=LAST)  # type: ignore[call-overload]
+    called: list[nn.Module] = []
+    note = lambda layer, *values: called.append(layer)  # noqa: E731
+    features: nn.Module = net.features  # type: ignore[assignment]
+    with features.register_forward_hook(note):
+        net(images)
+    assert called == [features]
+    called.clear()
+    with nn.modules.module.register_module_forward_hook(note):
+        net(images)
+    assert {*features.children()} <= {*called}
+
+
+def test_layers_that_were_changed_are_themselves() -> None:
+    class Scaled(nn.Conv2d):
+        def forward(self, images: Tensor) -> Tensor:
+            return 2 * super().forward(images)
+
+    def same(net: nn.Module) -> None:
+        net.to(memory_format=LAST)  # type: ignore[call-overload]
+        plain = copy.deepcopy(net)
+        plain.fused = False  # type: ignore[assignment]
+        _close(net(images), plain(images))
+
+    images = _images((16, 3, 32, 32))
+    small, fast = build_model("small", num_classes=4), build_model("fast", num_classes=4)
+    layers: nn.Sequential = small.features  # type: ignore[assignment]
+    pool = next(i for i, layer in enumerate(layers) if isinstance(layer, nn.MaxPool2d))
+    layers[pool] = nn.MaxPool2d(2)
+    same(small)
+    later = next(i for i, layer in enumerate(layers) if isinstance(layer, nn.Conv2d) and layer.in_channels >= 16)
+    layers[later] = Scaled(layers[later].in_channels, layers[later].out_channels, 3, padding=1)
+    same(small)
+    for layer in fast.modules():
+        if isinstance(layer, nn.GELU):
+            layer.approximate = "tanh"
+    same(fast)
+
+
+@pytest.mark.parametrize("arch", ["small", "fast"])
+def test_saved_tensors_may_be_kept_in_any_layout(arch: str) -> None:
+    net, images = build_model(arch, num_classes=4), _images((16, 3, 20, 20))
+    net.to(memory_format=LAST)  # type: ignore[call-overload]
+    other = copy.deepcopy(net)
+    net(images).square().sum().backward()
+    with torch.autograd.graph.saved_tensors_hooks(lambda one: one.contiguous(), lambda one: one):
+        other(images).square().sum().backward()
+    for one, same in zip(net.parameters(), other.parameters(), strict=True):
+        assert (one.grad is None) == (same.grad is None)
+        assert one.grad is None or torch.equal(one.grad, same.grad)  # type: ignore[arg-type]
+
+
+def test_channels_that_do_not_fit_are_pytorchs_to_say() -> None:
+    net = build_model("small", num_classes=10, in_channels=16).to(memory_format=LAST)  # type: ignore[call-overload]
+    for channels in (3, 32):
+        with pytest.raises(RuntimeError, match=f"to have 16 channels, but got {channels} channels"):
+            net(_images((64, channels, 32, 32)))
+    layer = _layer(64, 64)
+    layer.weight = nn.Parameter(layer.weight[:8].detach())  # pruned
+    assert not winograd.fits(_images((64, 64, 32, 32)), layer)
+    norm = nn.BatchNorm2d(16).eval()
+    with torch.no_grad():
+        assert not norms.fits(_images((4, 32, 8, 8)), norm)
+
+
+def test_a_net_can_be_traced() -> None:
+    net, images = build_model("small", num_classes=4).eval(), _images((16, 3, 20, 20))
+    with torch.no_grad():
+        _close(torch.fx.symbolic_trace(net)(images), net(images))
 
 
 @pytest.mark.parametrize("default", [torch.float64, torch.bfloat16, "meta"])

@@ -73,6 +73,17 @@ WINOGRAD = Part(
 _PREFIX = "fastcifar_"
 _BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
 _lock = threading.Lock()
+
+
+def _after_fork() -> None:
+    """A forked child has the lock as it was, perhaps held by a thread that it does not have."""
+    global _lock
+    _lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
 _log = logging.getLogger(__name__)
 
 

@@ -22,7 +22,7 @@ from fastcifar.kernels import machine, norm_fields
 from fastcifar.kernels.norm_fields import LANES, PART
 from fastcifar.kernels.openmp import launch, new_job, set_numbers, takes
 
-__all__ = ["fits", "halve", "halves", "norm_gelu", "prepare", "relu_norm"]
+__all__ = ["fits", "halve", "halves", "norm_gelu", "pools", "prepare", "relu_norm"]
 
 _KINDS = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 _WINDOWED = ("pool", "unpool", "halve", "spread")
@@ -38,8 +38,15 @@ def fits(values: Tensor, norm: nn.Module) -> bool:
         and norm.track_running_stats
         and norm.weight.dtype == torch.float32
         and _takes(values)
+        and values.shape[1] == len(norm.weight)  # else the module says so
         and values.numel() > norm.num_features
     )
+
+
+def pools(pool: nn.Module) -> bool:
+    """Whether it is the pooling that `relu_norm` can do."""
+    options = ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
+    return type(pool) is nn.MaxPool2d and [getattr(pool, name) for name in options] == [3, 2, 1, 1, False, False]
 
 
 def halves(values: Tensor, pool: nn.Module) -> bool:
@@ -48,6 +55,7 @@ def halves(values: Tensor, pool: nn.Module) -> bool:
         type(pool) is nn.MaxPool2d
         and _in_use(pool)
         and (pool.kernel_size, pool.stride, pool.padding, pool.dilation, pool.ceil_mode) == (2, 2, 0, 1, False)
+        and not pool.return_indices
         and _takes(values)
         and min(values.shape[2:]) > 1
     )
@@ -132,7 +140,7 @@ class _ReluNorm(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        values, *pooled = ctx.saved_tensors
+        values, *pooled = _saved(ctx)
         gradient = _like(values, gradient)
         inputs = pooled[0] if pooled else values
         factors, for_weight, for_bias = _slopes("sums", inputs, gradient, ctx.moments, values.numel())
@@ -156,7 +164,7 @@ class _NormGelu(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        (values,) = ctx.saved_tensors
+        (values,) = _saved(ctx)
         gradient = _like(values, gradient)
         out = torch.empty_like(values)
         factors, for_weight, for_bias = _slopes(
@@ -181,7 +189,7 @@ class _Halve(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        (codes,) = ctx.saved_tensors
+        (codes,) = _saved(ctx)
         gradient = gradient.contiguous(memory_format=torch.channels_last)
         out = torch.empty(ctx.shape, dtype=gradient.dtype, device="cpu", memory_format=torch.channels_last)
         _run("spread", out, gradient=gradient, codes=codes, output=out)
@@ -248,6 +256,11 @@ def _slopes(
     offset = -scale * for_bias / count - slope * mean
     found = {"scale": _single(scale), "slope": _single(slope), "offset": _single(offset)}
     return found, torch.from_numpy(_single(for_weight)), torch.from_numpy(_single(for_bias))
+
+
+def _saved(ctx: Any) -> list[Tensor]:
+    """Channels-last, as they were saved: hooks may have kept them otherwise."""
+    return [tensor.contiguous(memory_format=torch.channels_last) for tensor in ctx.saved_tensors]
 
 
 def _like(values: Tensor, gradient: Tensor) -> Tensor:

@@ -81,6 +81,7 @@ def takes_symmetric(matrices: Tensor) -> bool:
     """Whether the Gram matrices of float32 [N, R, C] can be computed so, and that pays."""
     return (
         is_plain(matrices)
+        and not (matrices.requires_grad and torch.is_grad_enabled())
         and matrices.dtype == torch.float32
         and matrices.shape[1] % LANES == 0
         and matrices.shape[1] >= _SMALL

@@ -56,7 +56,9 @@ def fits(images: Tensor, layer: nn.Conv2d) -> bool:
         images.dtype == layer.weight.dtype == torch.float32
         and not torch.is_autocast_enabled("cpu")
         and is_3x3(layer)
-        and min(layer.in_channels, layer.out_channels) >= LANES
+        and type(layer).forward is nn.Conv2d.forward
+        and min(layer.weight.shape[:2]) >= LANES
+        and images.shape[1] == layer.weight.shape[1]  # else the layer says so
         and 9 * batch * height * width >= _LEAST * tiling.points**2 * (batch * tiling.tiles + _FILTERS)
         and (layer.training or not torch.is_grad_enabled())
     )
@@ -100,6 +102,7 @@ class _Convolution(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         images, weight = ctx.saved_tensors
+        images = images.contiguous(memory_format=torch.channels_last)  # hooks may have kept them otherwise
         gradient = gradient.contiguous(memory_format=torch.channels_last)
         count, channels = weight.shape[:2]
         tiling = _tiling(*images.shape[2:])
