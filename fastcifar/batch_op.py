@@ -8,12 +8,12 @@ It keeps no loader alive, and touches nothing else.
 
 import itertools
 import weakref
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-__all__ = ["Maker", "batch_op", "register"]
+__all__ = ["Maker", "Registered", "batch_op", "register"]
 
 
 class Maker(Protocol):
@@ -35,6 +35,16 @@ def register(maker: Maker) -> int:
     handle = next(_handles)
     _makers[handle] = maker
     return handle
+
+
+class Registered:
+    """A maker that the operator finds by `_handle`; a copy of it has a number of its own."""
+
+    _handle: int
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._handle = register(self)  # type: ignore[arg-type]  # a maker is made of this class
 
 
 @torch.library.custom_op("fastcifar::batch", mutates_args=())

@@ -6,7 +6,7 @@ Example:
 """
 
 from collections.abc import Iterator
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, NoReturn, Protocol
 
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
@@ -14,6 +14,9 @@ from torch.utils.data import IterableDataset, get_worker_info
 from fastcifar.errors import ConfigError
 
 __all__ = ["Batch", "Batches"]
+
+
+_NO_WORKERS = "num_workers must be 0 for the batches of a Loader: each worker would make them all"
 
 
 class Batch(NamedTuple):
@@ -47,8 +50,12 @@ class Batches(IterableDataset[Batch]):
 
     def __iter__(self) -> Iterator[Batch]:
         if get_worker_info() is not None:
-            raise ConfigError("num_workers must be 0 for the batches of a Loader: each worker would make them all")
+            raise ConfigError(_NO_WORKERS)
         return iter(self.loader)
+
+    def __reduce__(self) -> NoReturn:
+        """Refuse what is sent to workers that are spawned."""
+        raise ConfigError(_NO_WORKERS)
 
     def __len__(self) -> int:
         return len(self.loader)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
-from fastcifar.batch_op import batch_op, register
+from fastcifar.batch_op import Registered, batch_op, register
 from fastcifar.batches import Batch, Batches
 from fastcifar.checks import check_choice, check_integer, check_kind
 from fastcifar.config import Augment, Scaling
@@ -36,7 +36,7 @@ _DTYPES: dict[torch.dtype, DType] = {torch.float32: "float32", torch.bfloat16: "
 _log = logging.getLogger(__name__)
 
 
-class Loader:
+class Loader(Registered):
     """Batches of a split of a store.
 
     Each pass (`for images, labels in loader`) is one epoch and draws a new order and new augmentation. A pass that was
@@ -68,8 +68,8 @@ class Loader:
             elsewhere. All give the same bits.
         transform: a `torch.nn.Module`, or any callable, of the finished images; with mixup or CutMix, of the
             mixed ones. What it draws from torch's generators is of seed, epoch, position, world_size and device.
-        rank: of this process, 0 to world_size - 1: it gets its slice of each global batch.
-        world_size: number of processes.
+        rank: of this process, 0 to world_size - 1: it gets its slice of each global batch; nothing else tells it which.
+        world_size: number of processes. Of a batch shorter than that some get no sample: their mean loss is NaN.
 
     Raises:
         ConfigError: an argument is not one of those allowed; raised before any work starts.
@@ -118,6 +118,8 @@ class Loader:
         check_integer("rank", rank, 0, int(world_size) - 1, kind=Integral)
         numbers = (batch_size, seed, rank, world_size, block_size, window)
         batch_size, seed, rank, world_size, block_size, window = map(int, numbers)  # NumPy's too
+        for name, flag in (("channels_last", channels_last), ("drop_last", drop_last), ("pad_last", pad_last)):
+            check_kind(name, flag, bool, "True or False")
         if drop_last and pad_last:
             raise ConfigError("drop_last and pad_last cannot both be on")
         check_kind("augment", augment, Augment | None, "an Augment or None")
@@ -213,7 +215,7 @@ class Loader:
 
         Raises:
             ConfigError: the loader has a transform: apply it in the step.
-            ConfigError, IndexError: as `batch` (with backend cuda all rows are then padding).
+            ConfigError, IndexError: as `batch` (with backend cuda all rows are padding, and epochs modulo 2**32).
         """
         if self._transform is not None:
             raise ConfigError("batch_at makes batches without transform: apply the module in the step itself")
@@ -229,7 +231,7 @@ class Loader:
         if self._pipeline.at is None:
             epoch, step = position.tolist()
             return self._make(epoch, step, self._capacity)
-        ranks = {"rank": self.rank, "world_size": self.world_size}
+        ranks = {"rank": self.rank, "world_size": self.world_size, "steps": len(self)}
         return self._pipeline.at(position, batch_size=self.batch_size, **ranks, capacity=self._capacity)
 
     def like(self, position: Tensor) -> tuple[Tensor, Tensor]:
@@ -259,10 +261,7 @@ class Loader:
         return self._position.walk(lambda epoch, step: (epoch, step))
 
     def __iter__(self) -> Iterator[Batch]:
-        try:
-            yield from self._position.walk(self._in_turn)
-        finally:
-            self._pipeline.close()
+        return self._position.walk(self._in_turn, self._pipeline.close)
 
     def _in_turn(self, epoch: int, step: int) -> Batch:
         batch = self.batch(epoch, step)
@@ -280,7 +279,7 @@ class Loader:
         self._position.set_epoch(epoch)
 
     def state_dict(self) -> dict[str, Any]:
-        """The position (epoch, and the step of the next batch) and what it is a position in."""
+        """The next batch's position (epoch, step), and what it is one in. What is read ahead counts as given."""
         return self._position.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -18,6 +18,7 @@ __all__ = ["Position"]
 T = TypeVar("T")
 
 _VERSION = 1
+_LAST = 2**32 - 1
 
 
 class Position:
@@ -32,22 +33,34 @@ class Position:
         self._steps, self._identity = steps, identity
         self._epoch, self._step = 0, 0
         self._broken_off = False
+        self._pass: object = None  # the newest; none where the position was set since it began
 
-    def walk(self, make: Callable[[int, int], T]) -> Iterator[T]:
+    def walk(self, make: Callable[[int, int], T], end: Callable[[], None] = lambda: None) -> Iterator[T]:
         """What `make` gives for each (epoch, step) of a pass.
 
         Where it fails, the position stays at that step. A pass that was broken off is not continued: the next is the
-        next epoch's.
+        next epoch's. One in which another was begun, or the position set, goes on and moves it no more.
+
+        Args:
+            make: gives what is at an epoch and a step.
+            end: called when the pass ends, however it does, unless another was begun in it.
         """
         if self._broken_off:
             self.set_epoch(self._epoch + 1)
-        epoch = self._epoch
-        for step in range(self._step, self._steps):
-            made = make(epoch, step)
-            self._step, self._broken_off = step + 1, True
-            yield made
-            del made  # a batch's memory is used again as soon as nobody else has it
-        self.set_epoch(epoch + 1)
+        epoch, first, mine = self._epoch, self._step, object()
+        self._pass = mine
+        try:
+            for step in range(first, self._steps):
+                made = make(epoch, step)
+                if self._pass is mine:
+                    self._step, self._broken_off = step + 1, True
+                yield made
+                del made  # a batch's memory is used again as soon as nobody else has it
+            if self._pass is mine:
+                self.set_epoch(epoch + 1)
+        finally:
+            if self._pass is mine or self._pass is None:
+                end()
 
     def set_epoch(self, epoch: int) -> None:
         """Stand before the first batch of `epoch`.
@@ -55,12 +68,18 @@ class Position:
         Raises:
             ConfigError: `epoch` is not from 0 to 2**32 - 1.
         """
-        check_integer("epoch", epoch, 0, 2**32 - 1, kind=Integral)
+        check_integer("epoch", epoch, 0, _LAST, kind=Integral)
         self._epoch, self._step, self._broken_off = int(epoch), 0, False
+        self._pass = None
 
     def state_dict(self) -> dict[str, Any]:
-        """The epoch, the step of the next batch, and what it is a position in."""
-        return {"version": _VERSION, "epoch": self._epoch, "step": self._step, **self._identity}
+        """The epoch and the step of the next batch, and what it is a position in."""
+        epoch, step = self._next(self._epoch, self._step)
+        return {"version": _VERSION, "epoch": epoch, "step": step, **self._identity}
+
+    def _next(self, epoch: int, step: int) -> tuple[int, int]:
+        """After an epoch's last step comes the next one's first."""
+        return (epoch + 1, 0) if 0 < step == self._steps and epoch < _LAST else (epoch, step)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Stand where `state_dict` was called.
@@ -79,4 +98,4 @@ class Position:
         if not isinstance(step, int) or not 0 <= step <= self._steps:
             raise ConfigError(f"loader state has step {step!r}, an epoch has {self._steps}")
         self.set_epoch(epoch)  # type: ignore[arg-type]  # which checks it
-        self._step = step
+        self._epoch, self._step = self._next(self._epoch, step)

@@ -65,11 +65,12 @@ class Reader:
         following = (epoch, last + 1) if (last + 1) * self._span < self._plan.samples else ((epoch + 1) % 2**32, 0)
         if self._process != os.getpid():  # a fork has no threads
             self._process, self._thread, self._spans = os.getpid(), None, {}
-        if self._spans.keys() != {*wanted, following}:
+        spans = self._spans  # another thread may set others
+        if spans.keys() != {*wanted, following}:
             self._let_go()
-            self._spans = {key: self._begin(*key) for key in (*wanted, following)}
+            self._spans = spans = {key: self._begin(*key) for key in (*wanted, following)}
         for key in wanted:
-            self._spans[key].result()
+            spans[key].result()
 
     def close(self) -> None:
         """End the thread; `prepare` starts another."""
@@ -79,11 +80,11 @@ class Reader:
         self._let_go()
 
     def _begin(self, epoch: int, span: int) -> "Future[None]":
-        if (epoch, span) in self._spans:
-            return self._spans[epoch, span]
-        if self._thread is None:
-            self._thread = ThreadPoolExecutor(1, thread_name_prefix="fastcifar-reader")
-        return self._thread.submit(self._read, epoch, span)
+        if (begun := self._spans.get((epoch, span))) is not None:
+            return begun
+        if (thread := self._thread) is None:
+            self._thread = thread = ThreadPoolExecutor(1, thread_name_prefix="fastcifar-reader")
+        return thread.submit(self._read, epoch, span)
 
     def _read(self, epoch: int, span: int) -> None:
         start = span * self._span

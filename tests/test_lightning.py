@@ -81,3 +81,29 @@ def test_a_checkpoint_within_an_epoch_keeps_the_loaders_place(tmp_path: Path) ->
         second, loaders()[0], ckpt_path=tmp_path / "at.ckpt"
     )
     assert first.seen + second.seen == whole.seen
+
+
+class Counted(Net):
+    def on_train_epoch_start(self) -> None:  # as README.md says
+        self.trainer.train_dataloader.set_epoch(self.current_epoch)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("kind", "when"),
+    [(Counted, {"every_n_epochs": 1}), (Net, {"every_n_train_steps": 11}), (Counted, {"every_n_train_steps": 11})],
+)
+def test_a_checkpoint_between_epochs_goes_on_with_the_next(
+    tmp_path: Path, kind: type[Net], when: dict[str, int]
+) -> None:
+    train, _ = loaders()
+    assert len(train) == 11
+    whole = Net()
+    trainer(tmp_path, max_epochs=3, enable_checkpointing=False).fit(whole, train)
+    first, second = kind(), kind()
+    save = lightning.pytorch.callbacks.ModelCheckpoint(**when, dirpath=tmp_path, filename="at")
+    trainer(tmp_path, max_epochs=1, callbacks=[save]).fit(first, loaders()[0])
+    trainer(tmp_path, max_epochs=3, enable_checkpointing=False).fit(
+        second, loaders()[0], ckpt_path=tmp_path / "at.ckpt"
+    )
+    assert first.seen + second.seen == whole.seen

@@ -125,7 +125,7 @@ class CudaKernel:
         return self._launcher(*self._tensors, None, batch, epoch=epoch, start=start, size=size)
 
     def at(
-        self, position: Tensor, *, batch_size: int, rank: int, world_size: int, capacity: int
+        self, position: Tensor, *, batch_size: int, rank: int, world_size: int, capacity: int, steps: int | None = None
     ) -> tuple[Tensor, Tensor]:
         """A rank's part of the global batch at a position that the device holds, as `Loader.batch` gives it.
 
@@ -138,6 +138,7 @@ class CudaKernel:
             rank: 0 to world_size - 1.
             world_size: number of ranks.
             capacity: B, at least the largest part that any rank has.
+            steps: in an epoch, where the last batch is left out if it is short; None for all there can be.
 
         Returns:
             As `__call__`.
@@ -152,9 +153,9 @@ class CudaKernel:
             raise ValueError(f"batch_size must be positive and rank in [0, {world_size}), got {batch_size} and {rank}")
         if capacity < -(-min(batch_size, samples) // world_size):
             raise ValueError(f"capacity must hold a rank's part of {batch_size} samples, got {capacity}")
-        steps = -(-samples // batch_size)
+        steps = -(-samples // batch_size) if steps is None else steps
         low, high = rank_part(min(batch_size, samples), rank, world_size)
-        last_low, last_high = rank_part(samples - (steps - 1) * batch_size, rank, world_size)
+        last_low, last_high = rank_part(min(batch_size, samples - (steps - 1) * batch_size), rank, world_size)
         return self._launcher(
             *self._tensors,
             position.contiguous(),
