@@ -171,7 +171,8 @@ class _Ablation:
         self.members = []
         for seed in seeds:
             for number, (name, changes) in enumerate(plan.items()):
-                folder = series.path / f"{number}-{re.sub('[^A-Za-z0-9.=_-]+', '-', name)[:60]}" / f"seed-{seed}"
+                variant = f"{number}-{re.sub('[^A-Za-z0-9.=_-]+', '-', name)[:60]}"
+                folder = series.folder(variant, f"seed-{seed}")
                 config = dataclasses.replace(vary(series.run.config, changes), seed=seed, out=folder)
                 self.members.append(Member(_run_name(name, seed), config))
 

@@ -13,6 +13,7 @@ No pickle is written or read.
 import contextlib
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -25,7 +26,7 @@ import safetensors.torch
 from torch import Tensor
 
 from fastcifar.errors import CheckpointError, OutputError, one_line
-from fastcifar.publish import publish_bytes, publish_folder, remove_folder, remove_stale
+from fastcifar.publish import publish_bytes, publish_folder, read_file, remove_folder, remove_stale
 
 __all__ = ["Checkpoint", "Saver", "load_newest", "problem", "save", "saved"]
 
@@ -166,7 +167,7 @@ def saved(folder: Path) -> list[Path]:
     """The folders of the checkpoints in a run's `checkpoints`, the newest last."""
     if not folder.is_dir():
         return []
-    found = (path for path in folder.glob("*") if path.name.isdecimal() and path.is_dir())
+    found = (path for path in folder.glob("*") if re.fullmatch("[0-9]{8,}", path.name) and path.is_dir())
     return sorted(found, key=lambda path: int(path.name))
 
 
@@ -181,7 +182,7 @@ def problem(path: Path) -> str | None:
 
 def _holds(path: Path, digests: Mapping[str, str]) -> bool:
     """Whether a sound checkpoint is there whose files have these digests."""
-    return problem(path) is None and json.loads((path / "manifest.json").read_bytes())["files"] == digests
+    return problem(path) is None and json.loads(read_file(path / "manifest.json"))["files"] == digests
 
 
 class _DamagedError(Exception):
@@ -202,7 +203,7 @@ def _is_complete(manifest: Mapping[str, Any]) -> bool:
 
 def _load(path: Path, skipped: tuple[str, ...]) -> Checkpoint:
     try:
-        manifest = json.loads((path / "manifest.json").read_bytes())
+        manifest = json.loads(read_file(path / "manifest.json"))
         if not isinstance(manifest, dict) or manifest.get("format") != _FORMAT:
             raise _DamagedError("manifest.json is not a checkpoint's")
         if manifest.get("digest") != _digest(manifest) or not _is_complete(manifest):
@@ -218,7 +219,7 @@ def _load(path: Path, skipped: tuple[str, ...]) -> Checkpoint:
     tensors = []
     for name in _FILES:
         try:
-            content = (path / name).read_bytes()
+            content = read_file(path / name)
         except OSError as error:
             raise _DamagedError(f"{name}: {error.strerror}") from None
         if hashlib.sha256(content).hexdigest() != manifest["files"].get(name):

@@ -8,6 +8,7 @@ when it is called and starts no thread; the clock limits how often, so a step st
     reporter.close()                # also after an error or Ctrl-C: the cursor is back
 """
 
+import dataclasses
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -105,6 +106,7 @@ class ConsoleReporter:
         """Print the finished row, above what is live."""
         self._last, self._phase = stats, None
         self._evaluation = stats.eval_seconds or self._evaluation
+        stats = dataclasses.replace(stats, evaluated=clean(self._console, stats.evaluated))  # it may be a checkpoint's
         cells = epoch_cells(stats)
         if not self._is_live:
             self._print(epoch_line(stats))

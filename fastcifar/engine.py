@@ -21,6 +21,7 @@ from fastcifar.evaluation import eval_loader, evaluate, test_stats
 from fastcifar.job import FitResult, Job
 from fastcifar.metrics import TestStats
 from fastcifar.nets import build_model, check_image_size, find_arch, prepare
+from fastcifar.publish import read_file
 from fastcifar.ranks import Ranks, joined
 from fastcifar.recipes import resolve
 from fastcifar.reporter import JsonLinesReporter, NullReporter, Reporter, TeeReporter
@@ -135,6 +136,8 @@ def _train(
         record = JsonLinesReporter(run.path / "metrics.jsonl") if ranks.first else NullReporter()
         return Job(run, rt, store, TeeReporter(record, reporter), saved, ranks)
 
+    if saved is not None:
+        run.check(saved)
     with stop.at_once(run.before_training(resumed=saved is not None)):
         store = _store_of(run, reporter) if saved else open_data(run.config, reporter)
         try:
@@ -225,9 +228,9 @@ def _store_of(run: runs.Run, reporter: Reporter) -> ArrayStore:
         ConfigError, DataError: it is neither, or cannot be had.
     """
     try:
-        data = json.loads((run.path / "environment.json").read_bytes())["data"]
+        data = json.loads(read_file(run.path / "environment.json"))["data"]
         recorded, digest = Path(data["store"]), data["digest"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return open_data(run.config, reporter)
     for place in filter(None, (run.config.data, recorded)):
         with contextlib.suppress(DataError):

@@ -272,13 +272,14 @@ class Job:
 
     def _restore(self, saved: checkpoint.Checkpoint) -> None:
         state = saved.state
-        self.run.check(saved)
         try:
             self.trainer.restore(saved.model, saved.training, saved.step)
             self.loader.load_state_dict(state["loader"])
             self.epoch, self.elapsed = int(state["epoch"]), float(state["elapsed"])
             self.history = [EpochStats(**values) for values in state["history"]]
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
+            if len(self.history) != self.epoch or not all(stats.is_sound for stats in self.history):
+                raise ValueError("its epochs are none")
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError, RuntimeError) as error:
             if isinstance(error, ConfigError):
                 raise
             raise CheckpointError(f"{saved.path} does not hold what a checkpoint does: {error!r}") from None

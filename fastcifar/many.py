@@ -27,7 +27,7 @@ from fastcifar.checkpoint import saved
 from fastcifar.config import TrainConfig
 from fastcifar.engine import fit, open_data
 from fastcifar.errors import ConfigError, FastcifarError, StoppedError
-from fastcifar.publish import remove_stale
+from fastcifar.publish import read_file, remove_stale
 from fastcifar.recipes import resolve
 from fastcifar.reporter import Reporter
 from fastcifar.runs import Run, locked
@@ -258,17 +258,18 @@ def _to_go_on(config: TrainConfig) -> TrainConfig:
 def _read_figures(path: Path) -> Figures | None:
     """The figures of the run in that folder; None if it isn't finished."""
     try:
-        *_, epoch, test = [json.loads(line) for line in (path / "metrics.jsonl").read_bytes().splitlines()]
+        *_, epoch, test = [json.loads(line) for line in read_file(path / "metrics.jsonl").splitlines()]
         if (epoch["kind"], test["kind"]) != ("epoch", "test"):
             return None
+        tta = test["tta_accuracy"]
         return Figures(
-            steps=epoch["step"],
-            evaluated=epoch["evaluated"],
-            eval_accuracy=epoch["eval_accuracy"],
-            test_accuracy=test["accuracy"],
-            tta=test["tta"],
-            tta_accuracy=test["tta_accuracy"],
-            train_seconds=test["train_seconds"],
+            steps=int(epoch["step"]),
+            evaluated=str(epoch["evaluated"]),
+            eval_accuracy=float(epoch["eval_accuracy"]),
+            test_accuracy=float(test["accuracy"]),
+            tta=str(test["tta"]),
+            tta_accuracy=float(tta) if tta is not None else None,
+            train_seconds=float(test["train_seconds"]),
         )
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None

@@ -45,6 +45,13 @@ class EpochStats:
     images_per_second: float  # training samples / train_seconds
     learning_rate: float  # of the epoch's last step
 
+    @property
+    def is_sound(self) -> bool:
+        """Whether each value is what it should be, as what a file held may not be."""
+        numbers = [value for name, value in vars(self).items() if name != "evaluated" and value is not None]
+        known = isinstance(self.evaluated, str) and all(isinstance(value, int | float) for value in numbers)
+        return known and self.train_seconds is not None and self.train_seconds > 0
+
 
 @dataclass(frozen=True, kw_only=True)
 class TestStats:

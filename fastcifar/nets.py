@@ -210,7 +210,8 @@ def _may_fuse(net: ConvNet | FastNet, images: Tensor) -> bool:
 
 def _hooked(*layers: nn.Module) -> bool:
     """Whether any has hooks, which must be called, or all have."""
-    return nn.modules.module._has_any_global_hook() or any(  # it has no public name
+    everywhere: bool = nn.modules.module._has_any_global_hook()  # type: ignore[no-untyped-call]  # it has no public name
+    return everywhere or any(
         layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks
         for layer in layers
     )

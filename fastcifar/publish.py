@@ -10,10 +10,12 @@ what nobody holds.
         (folder / "manifest.json").write_text("{}")
 """
 
+import errno
 import json
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -24,9 +26,10 @@ try:
 except ImportError:  # Windows cannot lock a folder: there nothing counts as left over
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["publish_bytes", "publish_folder", "publish_json", "remove_folder", "remove_stale"]
+__all__ = ["publish_bytes", "publish_folder", "publish_json", "read_file", "remove_folder", "remove_stale"]
 
 _PREFIX = ".tmp-"
+_LARGEST = 1 << 30  # bytes of a file that is read whole
 _LONGEST = 50  # letters of the target's name in a temporary's: with its ends they must fit 255 bytes
 
 
@@ -90,6 +93,20 @@ def publish_folder(path: Path) -> Iterator[Path]:
                 raise
             shutil.rmtree(place)
         _sync_folder(path.parent)
+
+
+def read_file(path: Path) -> bytes:
+    """A regular file's bytes.
+
+    Raises:
+        OSError: it cannot be read, or is a device or the like, which may have no end, or has more than a gigabyte.
+    """
+    status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
+        raise OSError(errno.EINVAL, "is no regular file", str(path))
+    if status.st_size > _LARGEST:
+        raise OSError(errno.EFBIG, f"has {status.st_size:,} bytes, more than the {_LARGEST:,} allowed", str(path))
+    return path.read_bytes()
 
 
 def remove_folder(path: Path) -> None:
@@ -174,7 +191,7 @@ def _lock(place: Path) -> int | None:
     if fcntl is None:
         return None
     try:
-        descriptor = os.open(place, os.O_RDONLY)
+        descriptor = os.open(place, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)  # a FIFO would wait for its writer
     except OSError:
         return None
     try:

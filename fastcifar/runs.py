@@ -23,7 +23,7 @@ import filelock
 
 from fastcifar.config import Recipe, TrainConfig
 from fastcifar.errors import CheckpointError, ConfigError, OutputError, one_line
-from fastcifar.publish import publish_json, remove_stale
+from fastcifar.publish import publish_json, read_file, remove_stale
 
 if TYPE_CHECKING:  # it waits for torch
     from fastcifar.checkpoint import Checkpoint
@@ -90,8 +90,11 @@ class Run:
         """Refuse a checkpoint that was saved under other options.
 
         Raises:
-            CheckpointError: the run's config.json was changed since.
+            CheckpointError: the run's config.json was changed since, or it does not hold what a checkpoint does.
         """
+        kinds: dict[str, type] = {"loader": dict, "epoch": int, "arithmetic": dict}
+        if not all(isinstance(saved.state.get(name, kind()), kind) for name, kind in kinds.items()):
+            raise CheckpointError(f"{saved.path} does not hold what a checkpoint does")
         if saved.state.get("config_hash") != self.config_hash():
             raise CheckpointError(f"{saved.path} is of other options than {self.path / 'config.json'} now holds")
 
@@ -252,7 +255,7 @@ def reopen(path: Path, given: TrainConfig | None = None, *, complete: bool = Fal
         ConfigError: `given` asks for something else than the run was started with.
     """
     try:
-        stored = json.loads((path / "config.json").read_bytes())
+        stored = json.loads(read_file(path / "config.json"))
         config = TrainConfig.from_json(stored["config"])
         recipe = Recipe.from_json(stored["recipe"])
     except OSError as error:

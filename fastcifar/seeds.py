@@ -76,7 +76,7 @@ def fit_seeds(
     with open_series(config, record=SEEDS, kind="seeds", complete=complete) as series:
         own = series.seeds(seeds)
         members = {
-            f"seed {seed}": dataclasses.replace(series.run.config, seed=seed, out=series.path / f"seed-{seed}")
+            f"seed {seed}": dataclasses.replace(series.run.config, seed=seed, out=series.folder(f"seed-{seed}"))
             for seed in own
         }
 

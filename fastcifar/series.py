@@ -9,6 +9,7 @@ It holds `config.json` and `environment.json` like a run's folder, a record of h
 
 import contextlib
 import json
+import os
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from typing import Any
 from fastcifar import runs, runtime
 from fastcifar.config import TrainConfig
 from fastcifar.errors import CheckpointError, ConfigError, StoppedError, one_line
-from fastcifar.publish import publish_bytes, publish_json
+from fastcifar.publish import publish_bytes, publish_json, read_file
 from fastcifar.ranks import asked_for
 from fastcifar.recipes import resolve
 
@@ -43,6 +44,17 @@ class Series:
     def path(self) -> Path:
         """The folder."""
         return self.run.path
+
+    def folder(self, *names: str) -> Path:
+        """The folder of a run.
+
+        Raises:
+            CheckpointError: a link leads elsewhere: what is there must not be cleared away.
+        """
+        place = self.path.joinpath(*names)
+        if os.path.realpath(place) != os.path.join(os.path.realpath(self.path), *names):
+            raise CheckpointError(f"{place} leads elsewhere by a link: put the folder itself in its place")
+        return place
 
     @property
     def diverged(self) -> dict[str, str]:
@@ -93,9 +105,13 @@ def _is_record(stored: object) -> bool:
     """Whether it has what `Series` reads of it."""
     if not isinstance(stored, dict) or not all(isinstance(stored.get(name), list) for name in ("seeds", "runs")):
         return False
-    needed = {"name", "state"}
-    return all(type(seed) is int for seed in stored["seeds"]) and all(
-        isinstance(run, dict) and needed | ({"error"} if run.get("state") == "diverged" else set()) <= run.keys()
+    if not stored["seeds"] or not all(type(seed) is int for seed in stored["seeds"]):
+        return False
+    return all(
+        isinstance(run, dict)
+        and all(
+            isinstance(run.get(key), str) for key in ("name", "state", *["error"] * (run.get("state") == "diverged"))
+        )
         for run in stored["runs"]
     )
 
@@ -127,7 +143,7 @@ def open_series(config: TrainConfig, *, record: str, kind: str, complete: bool =
     else:
         path = config.resume / record
         try:
-            stored = json.loads(path.read_bytes())
+            stored = json.loads(read_file(path))
         except OSError as error:
             raise CheckpointError(f"{config.resume} is no folder of {kind}: {record}: {error.strerror}") from None
         except (ValueError, RecursionError) as error:

@@ -15,6 +15,7 @@ from pathlib import Path
 from fastcifar.data.cifar import CifarDataset, Form, recognise_cifar
 from fastcifar.data.store import ArrayStore
 from fastcifar.errors import DataError, FastcifarError
+from fastcifar.publish import read_file
 from fastcifar.runs import RECORDS
 
 __all__ = ["Finding", "verify"]
@@ -129,7 +130,7 @@ def _cifar(path: Path, dataset: CifarDataset, form: Form) -> Finding:
 
 def _is_checkpoint(path: Path) -> bool:
     try:
-        manifest = json.loads((path / "manifest.json").read_bytes())
+        manifest = json.loads(read_file(path / "manifest.json"))
     except (OSError, ValueError, RecursionError):
         return _holds(path, "model.safetensors")
     return isinstance(manifest, dict) and manifest.get("format") == "fastcifar-checkpoint"
@@ -186,14 +187,14 @@ def _series(path: Path) -> Iterator[Finding]:
 
 def _done(record: Path) -> list[str]:
     """The folders of the runs that are done, as a record says."""
-    runs = json.loads(record.read_bytes()).get("runs")
+    runs = json.loads(read_file(record)).get("runs")
     listed = [run for run in runs if isinstance(run, dict)] if isinstance(runs, list) else []
     return [str(run.get("folder")) for run in listed if run.get("state") == "done"]
 
 
 def _json_problems(path: Path, *, lines: bool = False) -> list[str]:
     try:
-        content = path.read_bytes()
+        content = read_file(path)
         for part in content.splitlines() if lines else [content]:
             if not isinstance(json.loads(part), dict):
                 raise ValueError("it holds no object")

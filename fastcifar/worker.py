@@ -70,7 +70,7 @@ class Worker:
 
     def __init__(self, name: str, config: TrainConfig, *, threads: int, queue: Lines) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-c", _CODE, json.dumps(sys.path)],
+            [sys.executable, "-P", "-c", _CODE, json.dumps(sys.path)],  # -P: no json.py of the folder we are in
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             start_new_session=True,  # Ctrl-C is for the parent, which tells the others

@@ -91,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _drop_output()
         return 141
     except OSError as error:
-        if error.errno == errno.ENAMETOOLONG:  # of any path that was given
+        if error.errno in (errno.ENAMETOOLONG, errno.EACCES):  # of any path that was given
             _complain(f"{str(error.filename)[:_LONGEST]}...: {error.strerror}")
             return 2
         if error.errno not in (errno.ENOSPC, errno.EIO) or error.filename is not None:

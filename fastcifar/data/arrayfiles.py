@@ -21,6 +21,8 @@ from fastcifar.errors import ConfigError, DataError, one_line
 
 __all__ = ["file_content"]
 
+_LONGEST_HEADER = 10_000  # bytes; NumPy refuses longer ones too
+
 _ROLES = {"images": 0, "image": 0, "x": 0, "labels": 1, "label": 1, "y": 1}
 _ALIASES = {"train": "train", "test": "test", "val": "validation", "valid": "validation", "validation": "validation"}
 
@@ -130,8 +132,11 @@ def _npz_member(file: Path, name: str) -> Stored:
     where = f"{file}: {name}"
     try:
         with zipfile.ZipFile(file) as archive, archive.open(f"{name}.npy") as member:
+            entry = archive.getinfo(f"{name}.npy")
+            if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                raise ValueError("it is packed in a way that NumPy does not use")  # and Python unpacks without bounds
             shape, dtype, start = _header(member)
-            size = archive.getinfo(f"{name}.npy").file_size
+            size = entry.file_size
     except Exception as error:  # see _line
         raise DataError(f"{where}: cannot be read: {_line(error)}") from None
     if start + math.prod(shape) * dtype.itemsize != size:
@@ -160,6 +165,8 @@ def _header(member: Any) -> tuple[tuple[int, ...], np.dtype[Any], int]:
     version = np.lib.format.read_magic(member)
     if version not in ((1, 0), (2, 0)):
         raise ValueError(f"its format has version {version}")
+    if version == (2, 0) and int.from_bytes(member.peek(4)[:4], "little") > _LONGEST_HEADER:
+        raise ValueError("its header is too long")  # NumPy would read it, and then say so
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, fortran, dtype = read(member)
     if dtype.hasobject or not shape or min(shape) < 0:

@@ -4,6 +4,7 @@ Example:
     store = convert_arrays("mine", images, labels, splits={"train": slice(0, 900), "test": slice(900, 1000)})
 """
 
+import math
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,7 @@ __all__ = [
     "in_memory",
 ]
 
+_MOST_VALUES = 3 << 26  # in an image
 PARTS = ("train", "test", "validation")
 Layout = Literal["auto", "nhwc", "nchw"]
 Arrangement = Literal["nhw", "nhwc", "nchw"]
@@ -144,6 +146,8 @@ def check_pair(images: Stored, labels: Stored, layout: Layout) -> tuple[Arrangem
             f"{images.where}: is {images.dtype}, expected uint8 from 0 to 255: scale and round it yourself, "
             "so that it is known how"
         )
+    if math.prod(images.shape[1:]) > _MOST_VALUES:
+        raise DataError(f"{images.where}: has images of {list(images.shape[1:])}, which are too large")
     arranged = arrangement(images.shape, layout, images.where)
     count = images.shape[0]
     if labels.dtype.kind not in "iu" or labels.shape not in ((count,), (count, 1)):

@@ -65,5 +65,5 @@ def read_label_names(blob: bytes | memoryview, *, source: str, classes: int) -> 
     Raises:
         DataError: a name is empty or repeated or no text, or there are too few or many.
     """
-    names = tuple(str(blob, "utf-8", "backslashreplace").rstrip("\r\n").split("\n"))
+    names = tuple(str(blob, "utf-8", "backslashreplace").rstrip("\r\n").split("\n", classes))
     return check_names(tuple(name.rstrip("\r") for name in names), where=f"{source}:", classes=classes)

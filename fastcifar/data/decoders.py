@@ -143,7 +143,7 @@ class _Helper:
                 raise _StoppedError
             if self._process is None:
                 self._process = subprocess.Popen(
-                    [sys.executable, "-c", _CODE, json.dumps(sys.path)],
+                    [sys.executable, "-P", "-c", _CODE, json.dumps(sys.path)],  # -P: no json.py of the folder we are in
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=subprocess.DEVNULL,

@@ -51,8 +51,8 @@ def _allowed(url: str) -> bool:
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
     def redirect_request(self, req: Any, fp: Any, code: Any, msg: Any, headers: Any, newurl: str) -> Any:
+        fp.close()  # its body may be of any length, and would be read into memory
         if not _allowed(newurl):
-            fp.close()
             raise _FetchError(f"redirects to {newurl}, which is not https")
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
@@ -253,7 +253,7 @@ def _receive(wanted: _Wanted, response: Any, start: int, total: int | None) -> s
     limit = total if total is not None else _MAX_SIZE
     with open(wanted.part, "ab") as file:  # where nothing is resumed, the old part is gone by now
         try:
-            while True:
+            while done != total:  # what follows is too much, or a trailer without an end
                 try:
                     piece = response.read1(
                         _PIECE

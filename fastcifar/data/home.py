@@ -7,8 +7,10 @@ converting data must not import torch.
     find_home() / "stores"
 """
 
+import contextlib
 import logging
 import os
+import stat
 import tempfile
 from pathlib import Path
 
@@ -35,9 +37,20 @@ def find_home() -> Path:
     except (OSError, RuntimeError) as error:
         user = f"-{os.getuid()}" if hasattr(os, "getuid") else ""
         fallback = Path(tempfile.gettempdir()) / f"fastcifar{user}"
-        fallback.mkdir(parents=True, exist_ok=True, mode=0o700)
-        if hasattr(os, "getuid") and fallback.stat().st_uid != os.getuid():  # someone else made it
+        with contextlib.suppress(OSError):
+            fallback.mkdir(parents=True, mode=0o700)
+        if not _is_own(fallback):  # someone else made it
             fallback = Path(tempfile.mkdtemp(prefix="fastcifar-"))
         _log.warning("%s cannot be made (%s): using %s; set %s to a folder of yours", home, error, fallback, VARIABLE)
         return fallback
     return home
+
+
+def _is_own(folder: Path) -> bool:
+    """Whether it is a folder, and no link, that this user alone can write to."""
+    try:
+        found = os.lstat(folder)
+    except OSError:
+        return False
+    alone = not hasattr(os, "getuid") or (found.st_uid == os.getuid() and not found.st_mode & 0o022)
+    return stat.S_ISDIR(found.st_mode) and alone

@@ -18,6 +18,8 @@ from fastcifar.errors import DataError
 
 __all__ = ["Reader"]
 
+_LONGEST_KEY = 255  # bytes of a key of a dict
+
 _MAX_BYTES = 1 << 30  # CIFAR-100's training file has 155 MB, 234 MB re-pickled by Python 3 at protocol 2
 _MAX_OPCODES = 600_000  # that file needs about 200,000, and 450,000 re-pickled
 _MAX_MEMO = 300_000  # that file needs about 50,000, and 150,000 re-pickled
@@ -179,7 +181,8 @@ class Reader:
         if not isinstance(target, dict) or len(items) % 2:
             self._fail(f"sets {len(items)} keys and values of {shown(target)}")
         for key, value in zip(items[::2], items[1::2], strict=True):
-            name = self._decode(key) if isinstance(key, bytes) else key
+            # longer ones may come again and again from the memo, and each time they would be decoded anew
+            name = self._decode(key) if isinstance(key, bytes) and len(key) <= _LONGEST_KEY else key
             if not isinstance(name, str):
                 self._fail(f"a key is {shown(key)}, not text")
             if name in target:

@@ -192,7 +192,7 @@ class ArrayStore:
     def _check_size(self, name: str, header: bytes, content: int) -> None:
         try:
             size, found = os.stat(f"{self.path}/{name}").st_size, header
-            if header:
+            if header and size == len(header) + content:  # else it may be a FIFO, which waits for its writer
                 with open(self.path / name, "rb") as handle:
                     found = handle.read(len(header))
         except OSError as error:

@@ -17,6 +17,8 @@ from fastcifar.errors import ConfigError, DataError
 
 __all__ = ["Tree", "read_tree"]
 
+_AGAIN = 1000  # times that links may lead to folders of a class that were seen before
+
 _PARTS = {"train": "train", "test": "test", "val": "validation", "valid": "validation", "validation": "validation"}
 _EXPECTED = "expected ROOT/CLASS/IMAGE, or ROOT/train/CLASS/IMAGE with test and val beside train"
 
@@ -121,11 +123,20 @@ def _images(root: Path, below: str) -> list[str]:
     """Paths below `root` of all images in a folder of it and in those within, in torchvision's order."""
     found: list[tuple[str, str]] = []
     waiting: list[tuple[str, frozenset[tuple[int, int]]]] = [(below, frozenset())]
+    seen: set[tuple[int, int]] = set()
+    again = 0
     while waiting:
         place, above = waiting.pop()
-        status = (root / place).stat()
+        try:
+            status = (root / place).stat()
+        except OSError as error:
+            raise DataError(f"{root / place}: cannot be read: {error.strerror or error}") from None
         if (status.st_dev, status.st_ino) in above:  # a link back to a folder that holds it
             continue
+        again += (status.st_dev, status.st_ino) in seen
+        if again > _AGAIN:  # a few links in each of some folders make millions of paths
+            raise DataError(f"{root / below}: links lead to the same folders more than {_AGAIN} times: remove them")
+        seen.add((status.st_dev, status.st_ino))
         for entry in _scan(f"{root}/{place}"):
             if _is_folder(entry):
                 waiting.append((f"{place}/{entry.name}", above | {(status.st_dev, status.st_ino)}))
