@@ -372,3 +372,27 @@ def test_memory_does_not_grow_with_the_arrays(tmp_path: Path) -> None:
     tracemalloc.stop()
     assert first.digest == second.digest == third.digest
     assert peak < 40 << 20
+
+
+def test_an_npz_that_python_unpacks_without_bounds_is_refused(tmp_path: Path) -> None:
+    np.savez(tmp_path / "plain.npz", x=noise(4, 8, 8), y=np.arange(4))
+    with (
+        zipfile.ZipFile(tmp_path / "plain.npz") as plain,
+        zipfile.ZipFile(tmp_path / "a.npz", "w", zipfile.ZIP_BZIP2) as packed,
+    ):
+        for name in plain.namelist():
+            packed.writestr(name, plain.read(name))
+    with pytest.raises(DataError, match="it is packed in a way that NumPy does not use"):
+        make_store(tmp_path / "s", file_content(tmp_path / "a.npz"))
+
+
+def test_headers_and_images_beyond_any_use_are_refused(tmp_path: Path) -> None:
+    long = b"\x93NUMPY\x02\x00" + (1 << 30).to_bytes(4, "little") + b" " * 64
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as made:
+        made.writestr("x.npy", long)
+        made.writestr("y.npy", long)
+    with pytest.raises(DataError, match="its header is too long"):
+        make_store(tmp_path / "s", file_content(tmp_path / "a.npz"))
+    huge = np.broadcast_to(np.zeros(1, np.uint8), (1, 1 << 15, 1 << 15, 1))
+    with pytest.raises(DataError, match="which are too large"):
+        convert_arrays(tmp_path / "s", huge, [0])

@@ -182,6 +182,13 @@ def test_home_is_the_variable_then_the_cache_then_a_temporary_folder(
             patch.setattr("os.getuid", lambda: own + 1)
             of_others = made.rename(made.with_name(f"fastcifar-{own + 1}"))  # by its name it is ours
             assert find_home() != of_others
+    made = find_home()
+    made.rename(made.with_name("elsewhere"))
+    made.symlink_to(made.with_name("elsewhere"))  # which may lead to another place later
+    assert find_home() != made
+    made.unlink()
+    made.write_text("a file")
+    assert find_home() != made
 
     def fail(name: str) -> Path:
         raise RuntimeError("could not determine the home directory")

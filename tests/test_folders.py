@@ -392,6 +392,15 @@ def test_what_is_no_tree_is_said(root: Path) -> None:
     assert convert(root, classes=["b"]).classes == ("b",)
 
 
+def test_links_that_multiply_are_refused(root: Path) -> None:
+    write_tree(root, {"a": 1})
+    for level in range(30):
+        (root / "a" / f"{level:02d}").mkdir()
+        for name in "xy":
+            os.symlink(root / "a" / f"{level + 1:02d}", root / "a" / f"{level:02d}" / name)
+    refuse(root, DataError, "links lead to the same folders more than 1000 times")
+
+
 @pytest.mark.parametrize(
     ("counts", "message"),
     [

@@ -369,6 +369,18 @@ def test_a_signal_between_steps_stops_the_whole_and_it_goes_on(data: str, monkey
     assert trained == []
 
 
+def test_a_seeds_folder_that_is_a_link_is_left_alone(data: str) -> None:
+    with pytest.raises(StoppedError):
+        fit_seeds(config(data), [0], reporter=Heard(steps=1))
+    shutil.rmtree("all/seed-0")
+    Path("mine/checkpoints/00000001").mkdir(parents=True)
+    Path("mine/config.json").write_text("{}")
+    Path("all/seed-0").symlink_to(Path("mine").absolute())
+    with pytest.raises(CheckpointError, match="seed-0 leads elsewhere by a link"):
+        fit_seeds(TrainConfig(resume=Path("all")))
+    assert sorted(path.name for path in Path("mine").rglob("*")) == ["00000001", "checkpoints", "config.json"]
+
+
 def test_an_option_that_is_given_at_its_default_is_taken_over(data: str) -> None:
     with pytest.raises(StoppedError):
         fit_seeds(config(data, compile="off"), [0], reporter=Heard(steps=1))

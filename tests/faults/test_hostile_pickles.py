@@ -274,6 +274,11 @@ def test_bombs_are_bounded(blob: bytes, message: str) -> None:
     assert message in refused(blob)
 
 
+def test_a_long_key_is_not_decoded_again_and_again() -> None:
+    long = b"c_codecs\nencode\n" + text("a" * 300) + text("latin1") + b"\x86Rq\x01"
+    assert "a key is" in refused(b"\x80\x02" + long + b"}h\x01Ns.")
+
+
 def test_memory_is_bounded_by_the_input(monkeypatch: pytest.MonkeyPatch) -> None:
     encoding, _ = BOMBS["one text encoded for ever"]
     tracemalloc.start()
