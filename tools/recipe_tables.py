@@ -13,6 +13,7 @@ from table_cells import grid, percent
 
 __all__ = ["recipe_curves_table", "recipe_race_table", "recipe_summary_table"]
 
+_THREADS = {"beside": "1 thread", "turn": "2 threads"}
 _MODES = {"beside": "two runs at a time, each with 1 thread on a core of its own", "turn": "in turn, 2 threads"}
 
 
@@ -25,7 +26,7 @@ def recipe_race_table(content: Mapping[str, Any]) -> list[str]:
     for race in races:
         where = f"{race['arch']}, {race['split']}"
         if len(modes) > 1:
-            where += f", {_MODES[race['mode']]}"
+            where += f", {_THREADS[race['mode']]}"
         if len(cpus) > 1:
             where += f", {race['cpu']}"
         ran = [setting for setting in race["settings"] if "seeds" in setting]
@@ -58,7 +59,7 @@ def recipe_curves_table(content: Mapping[str, Any]) -> list[str]:
     for race in content["summary"]:
         for setting in race["settings"]:
             if "curve" in setting:
-                where = f"{race['arch']}, {race['split']}, {_MODES[race['mode']]}, {race['cpu']}"
+                where = f"{race['arch']}, {race['split']}, {_THREADS[race['mode']]}, {race['cpu']}"
                 name = f"{setting['title']}, {_epochs(setting)}"
                 rows += [[where, name, f"{at / 60:,.0f}", percent(accuracy)] for at, accuracy in setting["curve"]]
                 if setting["tta_accuracy"]:
@@ -85,6 +86,13 @@ def recipe_summary_table(content: Mapping[str, Any]) -> list[str]:
             if "mean" in best["accuracy"]:
                 accuracy = f"{100 * best['accuracy']['mean']:+.1f} points: {_run(best, best['accuracy'])}"
             rows.append([f"{race['arch']}, {race['split']}", race["cpu"], goal, time, accuracy])
+        for setting in race["settings"] if not race["comparisons"] else ():
+            if "curve" in setting:  # a long run stands for itself
+                reached = f"{percent(setting['accuracy']['mean'])} in {setting['train_seconds']['mean']:,.0f} s"
+                if setting["tta_accuracy"]:
+                    reached += f", {percent(setting['tta_accuracy']['mean'])} with test-time augmentation"
+                name = f"nothing: {setting['title']}, {_count(setting['epochs'])}, {_THREADS[race['mode']]}"
+                rows.append([f"{race['arch']}, {race['split']}", race["cpu"], name, "", reached])
     head = ["net, split", "machine", "beside", "comes to that accuracy", "in that time"]
     return grid(head, rows)
 
