@@ -147,8 +147,6 @@ def take_split(
         count -= len(held)
     if scheme != "holdout" or part == "test":
         rows = _rows([files[file] for file in listed[part]])
-    if not len(rows):
-        raise ConfigError(f"split {name!r} has no images: {count} are too few to hold a tenth out")
     pixel_count = count * images.shape[1] * images.shape[2]
     mean = sums.astype(np.float64) / pixel_count
     variance = squares.astype(np.float64) / pixel_count - mean**2
