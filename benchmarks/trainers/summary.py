@@ -92,7 +92,7 @@ def _setting(group: Group) -> Setting:
     for name in _MEASURES:
         values = [run[name] for run in group.runs]
         said[name] = None if None in values else estimate(values)
-    if first["curve_of"] == "test" and said["train_seconds"]["mean"] >= _LONG:
+    if first.get("curve_of") == "test" and said["train_seconds"]["mean"] >= _LONG:
         said["curve"] = [(seconds * processor_share(first), accuracy) for seconds, accuracy in first["curve"]]
     return said
 
