@@ -286,11 +286,12 @@ class Job:
 
     def _finish(self, found: Evaluation, warmup_seconds: float) -> FitResult:
         run, history, classes = self.run, tuple(self.history), self.store.classes
-        test, wrong = test_stats(found, classes), None
-        with contextlib.suppress(DataError):  # the store may be gone by now
-            wrong = mistakes(found, self.store.split(f"{run.recipe.split}/test"), classes)
+        test = test_stats(found, classes)
         result = outcome(run, history, test, parameters=self.parameters, warmup_seconds=warmup_seconds)
         if self.ranks.first:
+            wrong = None
+            with contextlib.suppress(DataError):  # the store may be gone by now
+                wrong = mistakes(found, self.store.split(f"{run.recipe.split}/test"), classes)
             with ALONE_IN_PROCESS:
                 environment, choices = self.environment, self.summary.choices
                 write_pages(run, history, result, environment=environment, choices=choices, mistakes=wrong)

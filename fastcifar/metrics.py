@@ -48,9 +48,11 @@ class EpochStats:
     @property
     def is_sound(self) -> bool:
         """Whether each value is what it should be, as what a file held may not be."""
-        numbers = [value for name, value in vars(self).items() if name != "evaluated" and value is not None]
-        known = isinstance(self.evaluated, str) and all(isinstance(value, int | float) for value in numbers)
-        return known and self.train_seconds is not None and self.train_seconds > 0
+        kinds = {"evaluated": str, "eval_loss": int | float | None, "eval_accuracy": int | float | None}
+        return (
+            all(isinstance(value, kinds.get(name, int | float)) for name, value in vars(self).items())
+            and self.train_seconds > 0
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -45,7 +45,7 @@ def choose_placement(asked: Placement, store: ArrayStore, device: torch.device) 
     if asked != "auto":
         return asked, f"{asked}: as asked"
     size = store.images.nbytes
-    shortages: list[str] = []
+    shortages: dict[torch.device, str] = {}
     places: tuple[tuple[Placement, torch.device], ...] = (("device", device), ("host", host))
     for placement, place_ in places if device != host else places[:1]:
         if (store.digest, place_) in _placed:
@@ -55,12 +55,12 @@ def choose_placement(asked: Placement, store: ArrayStore, device: torch.device) 
         if not short:
             free = needed[place_]
             room = "of unknown free memory" if free is None else f"of {_mb(free)} of free memory"
-            return placement, f"{placement}: {_mb(size)} {room} on {place_}{''.join(dict.fromkeys(shortages))}"
-        shortages += [
-            f"; {_mb(size)} are more than {_SHARE:.0%} of the {_mb(free)} that are free on {one}"
+            return placement, f"{placement}: {_mb(size)} {room} on {place_}{''.join(shortages.values())}"
+        shortages |= {
+            one: f"; {_mb(size)} are more than {_SHARE:.0%} of the {_mb(free)} that are free on {one}"
             for one, free in short.items()
-        ]
-    return "stream", f"stream{''.join(dict.fromkeys(shortages))}"
+        }
+    return "stream", f"stream{''.join(shortages.values())}"
 
 
 def _mb(count: int) -> str:

@@ -115,7 +115,7 @@ def remove_folder(path: Path) -> None:
     Raises:
         OSError: it cannot be renamed; it is as it was.
     """
-    aside = path.with_name(f"{_PREFIX}{path.name[:_LONGEST]}-{secrets.token_hex(8)}")
+    aside = _beside(path)
     os.rename(path, aside)
     shutil.rmtree(aside, ignore_errors=True)
 
@@ -133,6 +133,11 @@ def remove_stale(folder: Path, name: str = "") -> None:
             _remove(leftover)
         finally:
             os.close(lock)
+
+
+def _beside(path: Path) -> Path:
+    """A temporary's name, which nothing has."""
+    return path.with_name(f"{_PREFIX}{path.name[:_LONGEST]}-{secrets.token_hex(8)}")
 
 
 def _remove(place: Path) -> None:
@@ -154,7 +159,7 @@ def _temporary(path: Path, make: Callable[[Path], object]) -> Iterator[Path]:
     place = lock = None
     try:  # before it is made: a signal may raise at any instant
         while True:
-            place = path.parent / f"{_PREFIX}{path.name[:_LONGEST]}-{secrets.token_hex(8)}"
+            place = _beside(path)
             make(place)
             held, lock = _hold(place)
             if held:

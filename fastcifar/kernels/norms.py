@@ -45,20 +45,19 @@ def fits(values: Tensor, norm: nn.Module) -> bool:
 
 def pools(pool: nn.Module) -> bool:
     """Whether it is the pooling that `relu_norm` can do."""
-    options = ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
-    return type(pool) is nn.MaxPool2d and [getattr(pool, name) for name in options] == [3, 2, 1, 1, False, False]
+    return _is_pool(pool, 3, 2, 1)
 
 
 def halves(values: Tensor, pool: nn.Module) -> bool:
     """Whether `halve` can stand for the module: a max-pooling of 2x2 windows, see also `_takes` and `_in_use`."""
-    return (
-        type(pool) is nn.MaxPool2d
-        and _in_use(pool)
-        and (pool.kernel_size, pool.stride, pool.padding, pool.dilation, pool.ceil_mode) == (2, 2, 0, 1, False)
-        and not pool.return_indices
-        and _takes(values)
-        and min(values.shape[2:]) > 1
-    )
+    return _is_pool(pool, 2, 2, 0) and _in_use(pool) and _takes(values) and min(values.shape[2:]) > 1
+
+
+def _is_pool(pool: nn.Module, size: int, stride: int, padding: int) -> bool:
+    """Whether it is a max-pooling of that shape, and nothing more."""
+    options = ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
+    shape = [size, stride, padding, 1, False, False]
+    return type(pool) is nn.MaxPool2d and [getattr(pool, name) for name in options] == shape
 
 
 def _in_use(module: nn.Module) -> bool:
