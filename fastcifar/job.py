@@ -20,7 +20,8 @@ from fastcifar.evaluation import Evaluation, StopSeenError, eval_loader, evaluat
 from fastcifar.loader import Loader
 from fastcifar.metrics import EpochStats, LossNotFiniteError, TestStats, not_finite
 from fastcifar.nets import build_model, count_parameters, prepare
-from fastcifar.outcome import outcome, write_pages
+from fastcifar.outcome import outcome
+from fastcifar.page_worker import write_pages
 from fastcifar.profiling import StepProfiler
 from fastcifar.ranks import ALONE, Ranks
 from fastcifar.recipes import check_steps
@@ -292,8 +293,7 @@ class Job:
             wrong = None
             with contextlib.suppress(DataError):  # the store may be gone by now
                 wrong = mistakes(found, self.store.split(f"{run.recipe.split}/test"), classes)
-            with ALONE_IN_PROCESS:
-                environment, choices = self.environment, self.summary.choices
-                write_pages(run, history, result, environment=environment, choices=choices, mistakes=wrong)
+            environment, choices = self.environment, self.summary.choices
+            write_pages(run, history, result, environment=environment, choices=choices, mistakes=wrong)
         self.reporter.finish(result)
         return FitResult(path=run.path, history=history, test=test, run=result)

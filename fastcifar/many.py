@@ -13,7 +13,7 @@ import contextlib
 import dataclasses
 import json
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -177,52 +177,55 @@ def _side_by_side(
 ) -> Generator[tuple[Member, FastcifarError | None], None, None]:
     left, running = deque(members), dict[str, tuple[Member, Worker | StreamWorker]]()
     queue: Lines = SimpleQueue()
-    start = _starter(left, parallel, queue)
     unfinished = 0
-    try:
-        with signals.catch_stop() as stop:
-            while running or (left and stop.signum is None):
-                if stop.signum is not None:
-                    for _, worker in running.values():
-                        worker.stop()
-                while left and len(running) < parallel and stop.signum is None:
-                    member = left.popleft()
+    with _starter(left, parallel, queue) as start:
+        try:
+            with signals.catch_stop() as stop:
+                while running or (left and stop.signum is None):
+                    if stop.signum is not None:
+                        for _, worker in running.values():
+                            worker.stop()
+                    while left and len(running) < parallel and stop.signum is None:
+                        member = left.popleft()
+                        try:
+                            running[member.name] = member, start(member.name, _to_go_on(member.config))
+                        except FastcifarError as error:
+                            yield member, error
                     try:
-                        running[member.name] = member, start(member.name, _to_go_on(member.config))
-                    except FastcifarError as error:
-                        yield member, error
-                try:
-                    name, message = queue.get(timeout=_GLANCE)
-                except Empty:
-                    continue
-                if "say" in message:
-                    _lines_of(name, reporter).message(message["say"])
-                    continue
-                member, _ = running.pop(name)
-                if message["stopped"] and stop.signum is not None:
-                    unfinished += 1
-                else:
-                    yield member, _failure(message)
-            if stop.signum is not None and (left or unfinished):
-                raise StoppedError(stop.signum.name, 128 + stop.signum)
-    except KeyboardInterrupt:  # a second signal
-        for _, worker in running.values():
-            worker.kill()
-        raise
-    finally:
-        for _, worker in running.values():
-            worker.stop()
-        for _, worker in running.values():
-            worker.wait()
+                        name, message = queue.get(timeout=_GLANCE)
+                    except Empty:
+                        continue
+                    if "say" in message:
+                        _lines_of(name, reporter).message(message["say"])
+                        continue
+                    member, _ = running.pop(name)
+                    if message["stopped"] and stop.signum is not None:
+                        unfinished += 1
+                    else:
+                        yield member, _failure(message)
+                if stop.signum is not None and (left or unfinished):
+                    raise StoppedError(stop.signum.name, 128 + stop.signum)
+        except KeyboardInterrupt:  # a second signal
+            for _, worker in running.values():
+                worker.kill()
+            raise
+        finally:
+            for _, worker in running.values():
+                worker.stop()
+            for _, worker in running.values():
+                worker.wait()
 
 
+@contextlib.contextmanager
 def _starter(
     members: Sequence[Member], parallel: int, queue: Lines
-) -> Callable[[str, TrainConfig], Worker | StreamWorker]:
-    """Starts a run beside others, all of them with the same device."""
+) -> Iterator[Callable[[str, TrainConfig], Worker | StreamWorker]]:
+    """Within the block starts a run beside others, all of them with the same device."""
     if members and suits(config := members[0].config):
-        return partial(StreamWorker, threads=stream_threads(config.device, parallel), queue=queue)
-    return partial(Worker, threads=max(1, torch.get_num_threads() // parallel), queue=queue)
+        with stream_threads(config.device, parallel) as threads:
+            yield partial(StreamWorker, threads=threads, queue=queue)
+    else:
+        yield partial(Worker, threads=max(1, torch.get_num_threads() // parallel), queue=queue)
 
 
 def _failure(message: Mapping[str, Any]) -> FastcifarError | None:

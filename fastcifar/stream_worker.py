@@ -2,21 +2,31 @@
 
 Processes would take turns on the GPU; streams of one process run at the same time. It is held as a `Worker` is.
 
-    threads = stream_threads("cuda", 4)
-    worker = StreamWorker("seed 3", config, threads=threads, queue=queue)
-    name, line = queue.get()            # {"say": "epoch 1/16: ..."}, at the end {"status": 0, "error": None}
-    worker.stop()
+    with stream_threads("cuda", 4) as threads:
+        worker = StreamWorker("seed 3", config, threads=threads, queue=queue)
+        name, line = queue.get()        # {"say": "epoch 1/16: ..."}, at the end {"status": 0, "error": None}
+        worker.stop()
 """
 
+import contextlib
+import os
+import sys
 import traceback
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
 
-from fastcifar import runtime, signals
+from fastcifar import page_worker, runtime, signals
 from fastcifar.config import TrainConfig
 from fastcifar.worker import LineReporter, Lines, run_and_tell
 
 __all__ = ["StreamWorker", "stream_threads", "suits"]
+
+_DRAWERS = 4
+"""Processes that draw, at most."""
+_SWITCH = 1e-4
+"""Seconds of Python code after which a thread has to let another go on. A run that captures its steps asks for its turn
+after each of thousands of operations: at Python's own 5 ms that took twenty seconds beside seven runs in training."""
 
 
 def suits(config: TrainConfig) -> bool:
@@ -29,13 +39,26 @@ def suits(config: TrainConfig) -> bool:
     return not alone and runtime.find_device(config.device).type == "cuda"
 
 
-def stream_threads(device: str, count: int) -> ThreadPoolExecutor:
-    """Threads for so many runs at a time; cuDNN chooses its algorithms once for each, so all of their runs have these.
+@contextlib.contextmanager
+def stream_threads(device: str, count: int) -> Iterator[ThreadPoolExecutor]:
+    """For a block that has so many runs at a time: their threads, and processes that draw their pages.
 
     Raises:
         ConfigError: the device is not there.
     """
-    return ThreadPoolExecutor(count, "run", initializer=runtime.use_own_stream, initargs=(runtime.find_device(device),))
+    found = runtime.find_device(device)
+    interval = sys.getswitchinterval()
+
+    def begin() -> None:
+        runtime.use_own_stream(found)
+        page_worker.draw_with(drawers)
+
+    with page_worker.Drawers(min(count, _DRAWERS, max(1, (os.cpu_count() or 1) // 2))) as drawers:
+        try:
+            sys.setswitchinterval(_SWITCH)
+            yield ThreadPoolExecutor(count, "run", initializer=begin)
+        finally:
+            sys.setswitchinterval(interval)
 
 
 class StreamWorker:

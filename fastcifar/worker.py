@@ -10,15 +10,13 @@ for the end. When that input closes, whether the parent closed it or is gone, th
 
 import contextlib
 import json
-import os
-import subprocess
 import sys
 import threading
 from collections.abc import Callable, Sequence
 from queue import SimpleQueue
 from typing import Any, TypeAlias
 
-from fastcifar import runtime, signals
+from fastcifar import child, runtime, signals
 from fastcifar.config import TrainConfig
 from fastcifar.engine import fit
 from fastcifar.errors import FastcifarError, StoppedError
@@ -69,12 +67,7 @@ class Worker:
     """
 
     def __init__(self, name: str, config: TrainConfig, *, threads: int, queue: Lines) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-c", _CODE, json.dumps(sys.path)],  # -P: no json.py of the folder we are in
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            start_new_session=True,  # Ctrl-C is for the parent, which tells the others
-        )
+        self._process = child.start(_CODE)
         self.stop_asked = False
         order = json.dumps({"config": config.to_json(), "threads": threads}).encode() + b"\n"
         with contextlib.suppress(OSError):  # it has ended already: so does its output
@@ -120,8 +113,7 @@ class Worker:
 
 def serve() -> None:
     """The process's side: one run, as standard input says."""
-    output = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # the output is the parent's alone: what C libraries print goes to standard error, too
+    output = child.take_output()
     order = json.loads(sys.stdin.readline())
 
     def tell(**message: Any) -> None:

@@ -18,7 +18,7 @@ import torch
 from rich.console import Console
 from scipy import stats
 
-from fastcifar import checkpoint, many, worker
+from fastcifar import checkpoint, many, page_worker, worker
 from fastcifar.commands import main
 from fastcifar.commands.options import parse_seeds
 from fastcifar.config import TrainConfig
@@ -263,8 +263,11 @@ def test_processes_told_to_stop_save_and_go_on_bit_for_bit(data: str, capfd: pyt
 
 @pytest.fixture
 def in_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs share this process, as they do on CUDA."""
+    """Runs share this process, as they do on CUDA; what draws their pages says at once that it has."""
     monkeypatch.setattr(many, "suits", lambda config: True)
+    monkeypatch.setattr(
+        page_worker, "_CODE", "import sys\nfor line in sys.stdin: print('{\"error\": null}', flush=True)"
+    )
 
 
 @pytest.mark.usefixtures("in_threads")

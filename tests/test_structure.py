@@ -57,9 +57,11 @@ ARROWS: dict[str, set[str]] = {
     "step_graphs": {"trainer", "loader", "muon"},
     "summary": {"checkpoint", "data", "formats", "loader", "recipes", "reporter", "runs", "runtime"},
     "outcome": {"figures", "page", "reporter", "runs"},
+    "child": set(),
+    "page_worker": {"child", "figures", "outcome", "reporter", "runs", "runtime"},
     "job": {
         *{"trainer", "evaluation", "loader", "data", "nets", "profiling", "ranks", "reporter", "runtime"},
-        *{"checkpoint", "recipes", "runs", "whitening", "step_graphs", "summary", "outcome"},
+        *{"checkpoint", "recipes", "runs", "whitening", "step_graphs", "summary", "outcome", "page_worker"},
     },
     "engine": {
         *{"job", "trainer", "evaluation", "data", "nets", "ranks", "recipes", "reporter", "runtime", "memory"},
@@ -67,8 +69,8 @@ ARROWS: dict[str, set[str]] = {
     },
     "verification": {"checkpoint", "data", "runs"},
     "estimates": set(),
-    "worker": {"engine", "formats", "reporter", "runtime"},
-    "stream_worker": {"runtime", "worker"},
+    "worker": {"child", "engine", "formats", "reporter", "runtime"},
+    "stream_worker": {"page_worker", "runtime", "worker"},
     "many": {"checkpoint", "engine", "recipes", "reporter", "runs", "runtime", "stream_worker", "worker"},
     "series": {"ranks", "recipes", "runs", "runtime"},
     "seeds": {"estimates", "formats", "many", "reporter", "runs", "series"},
@@ -104,7 +106,7 @@ GUARDED = {
     "nvidia": {"kernels.dali"},
     "triton": {"kernels.cuda_loops"},
     "PIL": {"data.images", "data.items", "data.folders"},
-    "subprocess": {"data.decoders", "worker"},
+    "subprocess": {"child", "data.decoders"},
 }
 BARRED_CALLS = {("pickle", "load"), ("pickle", "loads"), ("torch", "load"), ("tarfile", "extractall")}
 GLOBAL_STATE = (

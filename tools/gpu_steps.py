@@ -248,13 +248,35 @@ def loader_speed() -> dict[str, Any]:
         return race(contestants, repeats=7)
 
 
-def own_tests() -> dict[str, Any]:
-    """The tests that need a CUDA device."""
-    command = [sys.executable, "-m", "pytest", "-q", "-m", "cuda", "-p", "no:cacheprovider", "tests/gpu"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200, check=False)
-    if done.returncode:
-        raise AssertionError(f"pytest ended with {done.returncode}\n{done.stdout[-6000:]}{done.stderr[-2000:]}")
-    return {"last_line": done.stdout.strip().splitlines()[-1]}
+class OwnTests:
+    """The tests that need a CUDA device, in a process of their own, beside steps that take no times."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[str] | None = None
+
+    def begin(self, step: Step) -> Step:
+        """`step`, with the tests begun first."""
+
+        def both() -> Any:
+            command = [sys.executable, "-m", "pytest", "-q", "-m", "cuda", "-p", "no:cacheprovider", "tests/gpu"]
+            pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+            self._process = subprocess.Popen(command, cwd=ROOT, **pipes)
+            return step()
+
+        return both
+
+    def end(self) -> dict[str, Any]:
+        """Their last line, as soon as they have ended."""
+        if self._process is None:
+            raise AssertionError("they were not begun")
+        try:
+            said, _ = self._process.communicate(timeout=240)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            raise
+        if self._process.returncode:
+            raise AssertionError(f"pytest ended with {self._process.returncode}\n{said[-8000:]}")
+        return {"last_line": said.strip().splitlines()[-1]}
 
 
 def device() -> dict[str, Any]:
@@ -276,25 +298,26 @@ def device() -> dict[str, Any]:
 
 
 def steps(dataset: str) -> dict[str, Step]:
-    """All steps, the most telling first."""
+    """All steps: what takes no times, beside the tests, then the most telling first."""
+    tests = OwnTests()
     return {
-        "equality": equality,
+        "equality": tests.begin(equality),
         "one launch": one_launch,
         "one compilation": one_compilation,
         "no synchronisation": lambda: no_sync("digits"),
         "graph": graph,
         "compiled step": lambda: compiled_step("digits"),
+        "tests": tests.end,
         "bandwidth": bandwidth,
         "host time": host_time,
         "loader speed": loader_speed,
         "training, fast": lambda: training("fast", dataset),
-        "training, fast, operation by operation": lambda: training("fast", dataset, cuda_graphs=False),
         "training, small": lambda: training("small", dataset),
-        "training, small, TrivialAugment": lambda: training("small", dataset, change=("policy=trivial",)),
         "training, big": lambda: training("big", dataset),
         "training beside airbench94": lambda: beside_airbench(dataset),
-        "tests": own_tests,
         "seeds side by side, small": lambda: side_by_side("small", dataset),
         "seeds side by side, fast": lambda: side_by_side("fast", dataset),
+        "training, small, TrivialAugment": lambda: training("small", dataset, change=("policy=trivial",)),
+        "training, fast, operation by operation": lambda: training("fast", dataset, cuda_graphs=False),
         "training, big, compiled": lambda: training("big", dataset, compile="on"),
     }

@@ -89,7 +89,7 @@ def _beside_airbench(steps: Mapping[str, Any]) -> list[str]:
     for who in ("airbench94", "fastcifar"):
         runs = [run[who] for run in step["result"]["runs"] if not run["first"]]
         taken, accuracy = median(seconds for seconds, _ in runs), sum(found for _, found in runs) / len(runs)
-        ours = f"fastcifar, fast, {step['result']['epochs']} epochs (bfloat16; whitening filters made before)"
+        ours = f"fastcifar, fast, {step['result']['epochs']} epochs (bfloat16; whitening filters included)"
         name = {"airbench94": "airbench94, its own script (float16; whitening filters included)", "fastcifar": ours}[
             who
         ]

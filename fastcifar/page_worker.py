@@ -1,0 +1,142 @@
+"""A run's pages, drawn here or, where runs are side by side in threads, by processes of their own.
+
+They take a second or two of Python code, for which all other runs of the process would wait.
+
+    with Drawers(2) as drawers:
+        draw_with(drawers)          # in each of the threads
+        write_pages(run, history, result, environment=environment, choices=choices)
+"""
+
+import contextlib
+import dataclasses
+import json
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+import numpy as np
+
+from fastcifar import child, outcome
+from fastcifar.config import Recipe, TrainConfig
+from fastcifar.errors import OutputError
+from fastcifar.metrics import EpochStats, Mistakes, TestStats
+from fastcifar.reporter import RunResult
+from fastcifar.runs import Run
+from fastcifar.runtime import ALONE_IN_PROCESS
+
+__all__ = ["Drawers", "draw_with", "serve", "write_pages"]
+
+_CODE = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from fastcifar.page_worker import serve; serve()"
+_OF_THREAD = threading.local()
+
+
+class Drawers:
+    """Processes that draw, each one run's pages at a time; they end with the block.
+
+    Args:
+        count: of processes, which start at once.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._processes: list[Any] = [child.start(_CODE) for _ in range(count)]
+        self._idle: SimpleQueue[Any] = SimpleQueue()
+        for process in self._processes:
+            self._idle.put(process)
+
+    def __enter__(self) -> "Drawers":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in self._processes:
+            with contextlib.suppress(OSError):  # it is gone
+                process.stdin.close()
+        for process in self._processes:
+            process.wait()
+            process.stdout.close()
+
+    def ask(self, order: Mapping[str, Any]) -> dict[str, Any] | None:
+        """The answer of the next that is idle: {"error": None or a line}; None where it is gone."""
+        process = self._idle.get()
+        try:
+            with contextlib.suppress(OSError, ValueError):
+                process.stdin.write(json.dumps(order).encode() + b"\n")
+                process.stdin.flush()
+                answer: dict[str, Any] = json.loads(process.stdout.readline())
+                return answer
+            return None
+        finally:
+            self._idle.put(process)
+
+
+def draw_with(drawers: Drawers | None) -> None:
+    """Have `write_pages`, when this thread calls it, leave its work to `drawers`; to itself again with None."""
+    _OF_THREAD.drawers = drawers
+
+
+def write_pages(
+    run: Run,
+    history: Sequence[EpochStats],
+    result: RunResult,
+    *,
+    environment: Mapping[str, Any],
+    choices: Sequence[tuple[str, str]],
+    mistakes: Mistakes | None = None,
+) -> None:
+    """As `outcome.write_pages`; returns when they are there.
+
+    Raises:
+        OutputError: they cannot be written.
+    """
+    drawers: Drawers | None = getattr(_OF_THREAD, "drawers", None)
+    answer = None
+    if drawers is not None:
+        answer = drawers.ask({
+            "run": {"path": str(run.path.absolute()), **run.config_json()},
+            "history": [dataclasses.asdict(stats) for stats in history],
+            "result": dataclasses.asdict(result),
+            "environment": dict(environment),
+            "choices": list(choices),
+            "mistakes": mistakes and {**vars(mistakes), "images": mistakes.images.tolist()},
+        })  # fmt: skip
+    if answer is None:
+        with ALONE_IN_PROCESS:
+            outcome.write_pages(run, history, result, environment=environment, choices=choices, mistakes=mistakes)
+    elif answer["error"] is not None:
+        raise OutputError(answer["error"])
+
+
+def serve() -> None:
+    """The process's side: orders, each a line of JSON on standard input, until that ends."""
+    from fastcifar import figures  # noqa: F401  # before it is asked for, since matplotlib takes a second to import
+
+    output = child.take_output()
+    for line in sys.stdin:
+        error = None
+        try:
+            _obey(json.loads(line))
+        except OutputError as failure:
+            error = str(failure)
+        with contextlib.suppress(OSError):  # the parent is gone
+            output.write(json.dumps({"error": error}) + "\n")
+            output.flush()
+
+
+def _obey(order: Mapping[str, Any]) -> None:
+    run, result, mistakes = order["run"], order["result"], order["mistakes"]
+    if mistakes is not None:
+        mistakes = Mistakes(**{**mistakes, "images": np.array(mistakes["images"], np.uint8)})
+    outcome.write_pages(
+        Run(
+            path=Path(run["path"]),
+            config=TrainConfig.from_json(run["config"]),
+            recipe=Recipe.from_json(run["recipe"]),
+        ),
+        [EpochStats(**stats) for stats in order["history"]],
+        RunResult(**{**result, "test": TestStats(**result["test"])}),
+        environment=order["environment"],
+        choices=[(what, choice) for what, choice in order["choices"]],
+        mistakes=mistakes,
+    )

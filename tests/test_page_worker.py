@@ -1,0 +1,99 @@
+"""Pages drawn by processes of their own are those drawn here, and are there whatever becomes of the processes."""
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fastcifar import outcome, page_worker
+from fastcifar.config import TrainConfig
+from fastcifar.errors import OutputError
+from fastcifar.metrics import Mistakes
+from fastcifar.page_worker import Drawers, draw_with, write_pages
+from fastcifar.recipes import resolve
+from fastcifar.runs import Run
+from tests.sample_stats import CIFAR10, make_epochs, make_result
+
+
+@pytest.fixture(autouse=True)
+def _drawn_here_afterwards() -> Iterator[None]:
+    yield
+    draw_with(None)
+
+
+def make_run(path: Path) -> Run:
+    config = TrainConfig(arch="small", change=("augment.crop=2", "resolutions=20:0.5"), out=path)
+    path.mkdir(exist_ok=True)
+    return Run(path=path, config=config, recipe=resolve(config))
+
+
+def pages() -> dict[str, Any]:
+    images = np.random.default_rng(0).integers(0, 256, (9, 32, 32, 3), np.uint8)
+    wrong = Mistakes(images=images, truth=CIFAR10[:9], taken_for=CIFAR10[1:], wrong=1234)
+    return {"environment": {"python": "3.11", "gpus": []}, "choices": (("device", "cpu"),), "mistakes": wrong}
+
+
+def written(path: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(path)): file.read_bytes() for file in path.rglob("*") if file.is_file()}
+
+
+def test_they_are_byte_for_byte_those_drawn_here(tmp_path: Path) -> None:
+    with Drawers(1) as drawers:
+        draw_with(drawers)
+        write_pages(make_run(tmp_path / "a"), make_epochs(3, epochs=3), make_result(), **pages())
+        write_pages(make_run(tmp_path / "b"), make_epochs(1), make_result(), **{**pages(), "mistakes": None})
+    outcome.write_pages(make_run(tmp_path / "c"), make_epochs(3, epochs=3), make_result(), **pages())
+    there, here = written(tmp_path / "a"), written(tmp_path / "c")
+    assert set(there) == {
+        "report.html",
+        *(f"figures/{name}.png" for name in ("loss", "accuracy", "confusion", "mistakes")),
+    }
+    # the folder's name is nowhere but in the configuration
+    assert {**there, "report.html": there["report.html"].replace(b"/a&quot;", b"/c&quot;")} == here
+    assert "figures/mistakes.png" not in written(tmp_path / "b")
+
+
+def test_what_cannot_be_written_is_an_error_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = make_run(tmp_path / "run")
+    (run.path / "figures").write_text("in the way")
+    with Drawers(1) as drawers:
+        draw_with(drawers)
+        with pytest.raises(OutputError, match=r"run/figures.* cannot be written") as there:
+            write_pages(run, make_epochs(1), make_result(), **pages())
+        (run.path / "figures").unlink()
+        write_pages(run, make_epochs(1), make_result(), **pages())  # the process goes on
+    assert "\n" not in str(there.value)
+
+
+@pytest.mark.parametrize("code", ["", "import sys; sys.stdin.readline(); raise SystemExit(9)"])
+def test_where_a_process_is_gone_they_are_drawn_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str
+) -> None:
+    monkeypatch.setattr(page_worker, "_CODE", code)
+    with Drawers(1) as drawers:
+        draw_with(drawers)
+        for name in ("a", "b"):
+            write_pages(make_run(tmp_path / name), make_epochs(1), make_result(), **pages())
+            assert "report.html" in written(tmp_path / name)
+
+
+def test_only_the_thread_that_asks_leaves_them_to_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        page_worker, "_CODE", "import sys\nfor line in sys.stdin: print('{\"error\": null}', flush=True)"
+    )
+    drawn: list[Path] = []
+    monkeypatch.setattr(outcome, "write_pages", lambda run, *arguments, **options: drawn.append(run.path))
+
+    def elsewhere() -> None:
+        draw_with(drawers)
+        write_pages(make_run(tmp_path / "a"), make_epochs(1), make_result(), **pages())
+
+    with Drawers(1) as drawers:
+        thread = threading.Thread(target=elsewhere)
+        thread.start()
+        thread.join()
+        write_pages(make_run(tmp_path / "b"), make_epochs(1), make_result(), **pages())
+    assert drawn == [tmp_path / "b"]
