@@ -150,8 +150,7 @@ def _train(
         return made.train(stop)
     except DamagedStoreError as error:  # of a store that stays on disk they are checked on the way
         if ranks.first and set_aside(made.store, error):
-            what = str(error).partition("; delete ")[0]
-            raise DataError(f"{what}; the store is set aside, to be made anew: {run.go_on()}") from None
+            raise DataError(f"{error.found}; the store is set aside, to be made anew: {run.go_on()}") from None
         raise
 
 

@@ -36,7 +36,20 @@ class DataError(FastcifarError):
 
 
 class DamagedStoreError(DataError):
-    """A store's files are not what was written."""
+    """A store's files are not what was written.
+
+    Args:
+        found: what is wrong.
+        advice: what to do about it, which the message ends with.
+    """
+
+    def __init__(self, found: str, advice: str = "") -> None:
+        super().__init__(found, advice)
+        self.found = found
+        self._advice = advice
+
+    def __str__(self) -> str:
+        return f"{self.found}; {self._advice}" if self._advice else self.found
 
 
 class DownloadError(DataError):

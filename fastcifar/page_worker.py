@@ -37,11 +37,14 @@ class Drawers:
     """Processes that draw, each one run's pages at a time; they end with the block.
 
     Args:
-        count: of processes, which start at once.
+        count: of processes, which start at once; fewer where the system gives no more.
     """
 
     def __init__(self, count: int) -> None:
-        self._processes: list[Any] = [child.start(_CODE) for _ in range(count)]
+        self._processes: list[Any] = []
+        with contextlib.suppress(OSError):
+            for _ in range(count):
+                self._processes.append(child.start(_CODE))
         self._idle: SimpleQueue[Any] = SimpleQueue()
         for process in self._processes:
             self._idle.put(process)
@@ -58,7 +61,9 @@ class Drawers:
             process.stdout.close()
 
     def ask(self, order: Mapping[str, Any]) -> dict[str, Any] | None:
-        """The answer of the next that is idle: {"error": None or a line}; None where it is gone."""
+        """The answer of the next that is idle: {"error": None or a line}; None where it is gone, or there is none."""
+        if not self._processes:
+            return None
         process = self._idle.get()
         try:
             with contextlib.suppress(OSError, ValueError):

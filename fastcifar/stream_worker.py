@@ -25,8 +25,8 @@ __all__ = ["StreamWorker", "stream_threads", "suits"]
 _DRAWERS = 4
 """Processes that draw, at most."""
 _SWITCH = 1e-4
-"""Seconds of Python code after which a thread has to let another go on. A run that captures its steps asks for its turn
-after each of thousands of operations: at Python's own 5 ms that took twenty seconds beside seven runs in training."""
+"""Seconds of Python code after which a thread has to let another go on, where Python's own are 5 ms: a run that captures
+its steps asks for its turn after each of thousands of operations. What it gains was not measured apart."""
 
 
 def suits(config: TrainConfig) -> bool:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from fastcifar.data.cifar import CifarDataset, Form, recognise_cifar
 from fastcifar.data.store import ArrayStore
-from fastcifar.errors import DataError, FastcifarError
+from fastcifar.errors import DamagedStoreError, DataError, FastcifarError
 from fastcifar.publish import read_file
 from fastcifar.runs import RECORDS
 
@@ -207,5 +207,5 @@ def _json_problems(path: Path, *, lines: bool = False) -> list[str]:
 
 def _within(path: Path, error: Exception) -> str:
     """An error's message without the path that it begins with, which is said before it, and without what to do."""
-    text = str(error).removeprefix(str(path)).lstrip("/: ")
-    return text.partition("; delete the folder")[0]
+    text = error.found if isinstance(error, DamagedStoreError) else str(error)
+    return text.removeprefix(str(path)).lstrip("/: ")

@@ -1,5 +1,6 @@
 """Pages drawn by processes of their own are those drawn here, and are there whatever becomes of the processes."""
 
+import errno
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fastcifar import outcome, page_worker
+from fastcifar import child, outcome, page_worker
 from fastcifar.config import TrainConfig
 from fastcifar.errors import OutputError
 from fastcifar.metrics import Mistakes
@@ -78,6 +79,17 @@ def test_where_a_process_is_gone_they_are_drawn_here(
         for name in ("a", "b"):
             write_pages(make_run(tmp_path / name), make_epochs(1), make_result(), **pages())
             assert "report.html" in written(tmp_path / name)
+
+
+def test_a_system_that_gives_no_process_draws_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(code: str) -> None:
+        raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(child, "start", refused)
+    with Drawers(2) as drawers:
+        draw_with(drawers)
+        write_pages(make_run(tmp_path / "a"), make_epochs(1), make_result(), **pages())
+    assert "report.html" in written(tmp_path / "a")
 
 
 def test_only_the_thread_that_asks_leaves_them_to_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

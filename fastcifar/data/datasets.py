@@ -129,8 +129,7 @@ def _set_aside(path: Path, error: DamagedStoreError) -> None:
         return
     except OSError as problem:
         raise OutputError(f"{error}; it cannot be set aside: {problem.strerror or problem}") from None
-    what = str(error).partition("; delete ")[0]
-    _log.warning("%s: set aside as %s, and made anew", what, aside.name)
+    _log.warning("%s: set aside as %s, and made anew", error.found, aside.name)
 
 
 def _is_store(path: Path) -> bool:

@@ -204,7 +204,7 @@ class ArrayStore:
 
 
 def _damaged(path: Path, name: str, what: str) -> DamagedStoreError:
-    return DamagedStoreError(f"{path / name}: {what}; delete the folder {path} and make it anew")
+    return DamagedStoreError(f"{path / name}: {what}", f"delete the folder {path} and make it anew")
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
