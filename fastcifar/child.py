@@ -17,7 +17,8 @@ __all__ = ["start", "take_output"]
 def start(code: str) -> "subprocess.Popen[bytes]":
     """Start a process that runs `code`, whose first argument is our `sys.path` in JSON, with pipes to and from it."""
     return subprocess.Popen(
-        [sys.executable, "-P", "-c", code, json.dumps(sys.path)],  # -P: no json.py of the folder we are in
+        # -P: no json.py of the folder we are in; entries that are no text Python passes over
+        [sys.executable, "-P", "-c", code, json.dumps([entry for entry in sys.path if isinstance(entry, str)])],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         start_new_session=True,  # Ctrl-C is for the parent, which tells the others

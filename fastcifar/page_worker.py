@@ -7,8 +7,10 @@ They take a second or two of Python code, for which all other runs of the proces
         write_pages(run, history, result, environment=environment, choices=choices)
 """
 
+import base64
 import contextlib
 import dataclasses
+import itertools
 import json
 import sys
 import threading
@@ -18,6 +20,7 @@ from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fastcifar import child, outcome
 from fastcifar.config import Recipe, TrainConfig
@@ -34,7 +37,7 @@ _OF_THREAD = threading.local()
 
 
 class Drawers:
-    """Processes that draw, each one run's pages at a time; they end with the block.
+    """Processes that draw, each one run's pages at a time; they end with the block, whatever they do.
 
     Args:
         count: of processes, which start at once; fewer where the system gives no more.
@@ -42,38 +45,51 @@ class Drawers:
 
     def __init__(self, count: int) -> None:
         self._processes: list[Any] = []
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, TypeError):  # TypeError: embedded, without an executable of its own
             for _ in range(count):
                 self._processes.append(child.start(_CODE))
+        self._numbers = itertools.count()
+        self._living = len(self._processes)
+        self._changing = threading.Lock()
         self._idle: SimpleQueue[Any] = SimpleQueue()
-        for process in self._processes:
+        for process in self._processes or [None]:
             self._idle.put(process)
 
     def __enter__(self) -> "Drawers":
         return self
 
     def __exit__(self, *_: object) -> None:
-        for process in self._processes:
-            with contextlib.suppress(OSError):  # it is gone
-                process.stdin.close()
+        for process in self._processes:  # who asked has its answer, or has been given up
+            process.kill()
         for process in self._processes:
             process.wait()
+            with contextlib.suppress(OSError):  # what it did not read
+                process.stdin.close()
             process.stdout.close()
 
     def ask(self, order: Mapping[str, Any]) -> dict[str, Any] | None:
-        """The answer of the next that is idle: {"error": None or a line}; None where it is gone, or there is none."""
-        if not self._processes:
+        """Have the next that is idle obey.
+
+        Returns:
+            Its answer, {"drawn": whether it could, "error": None or a line}; None where it is gone, or none is left.
+        """
+        process, number = self._idle.get(), next(self._numbers)
+        if process is None:
+            self._idle.put(None)
             return None
-        process = self._idle.get()
-        try:
-            with contextlib.suppress(OSError, ValueError):
-                process.stdin.write(json.dumps(order).encode() + b"\n")
-                process.stdin.flush()
-                answer: dict[str, Any] = json.loads(process.stdout.readline())
+        with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+            process.stdin.write(json.dumps({"number": number, **order}).encode() + b"\n")
+            process.stdin.flush()
+            answer: dict[str, Any] = json.loads(process.stdout.readline())
+            if answer["number"] == number:  # else a library said something before
+                self._idle.put(process)
                 return answer
-            return None
-        finally:
-            self._idle.put(process)
+        process.kill()
+        with self._changing:
+            self._living -= 1
+            if not self._living:
+                self._idle.put(None)  # for all who wait, one after another
+        return None
 
 
 def draw_with(drawers: Drawers | None) -> None:
@@ -90,7 +106,7 @@ def write_pages(
     choices: Sequence[tuple[str, str]],
     mistakes: Mistakes | None = None,
 ) -> None:
-    """As `outcome.write_pages`; returns when they are there.
+    """As `outcome.write_pages`; returns when they are there. Drawn elsewhere they have matplotlib's own style.
 
     Raises:
         OutputError: they cannot be written.
@@ -104,9 +120,9 @@ def write_pages(
             "result": dataclasses.asdict(result),
             "environment": dict(environment),
             "choices": list(choices),
-            "mistakes": mistakes and {**vars(mistakes), "images": mistakes.images.tolist()},
+            "mistakes": mistakes and {**vars(mistakes), "images": _packed(mistakes.images)},
         })  # fmt: skip
-    if answer is None:
+    if answer is None or not answer["drawn"]:
         with ALONE_IN_PROCESS:
             outcome.write_pages(run, history, result, environment=environment, choices=choices, mistakes=mistakes)
     elif answer["error"] is not None:
@@ -115,24 +131,35 @@ def write_pages(
 
 def serve() -> None:
     """The process's side: orders, each a line of JSON on standard input, until that ends."""
+    output = child.take_output()
     from fastcifar import figures  # noqa: F401  # before it is asked for, since matplotlib takes a second to import
 
-    output = child.take_output()
     for line in sys.stdin:
-        error = None
+        order = json.loads(line)
+        answer: dict[str, Any] = {"number": order["number"], "drawn": True, "error": None}
         try:
-            _obey(json.loads(line))
+            _obey(order)
         except OutputError as failure:
-            error = str(failure)
+            answer["error"] = str(failure)
+        except Exception:  # a fault of ours: it is met, and told, where they are drawn instead
+            answer["drawn"] = False
         with contextlib.suppress(OSError):  # the parent is gone
-            output.write(json.dumps({"error": error}) + "\n")
+            output.write(json.dumps(answer) + "\n")
             output.flush()
+
+
+def _packed(images: NDArray[np.uint8]) -> dict[str, Any]:
+    return {"shape": images.shape, "bytes": base64.b64encode(images.tobytes()).decode("ascii")}
+
+
+def _unpacked(packed: Mapping[str, Any]) -> NDArray[np.uint8]:
+    return np.frombuffer(base64.b64decode(packed["bytes"]), np.uint8).reshape(packed["shape"])
 
 
 def _obey(order: Mapping[str, Any]) -> None:
     run, result, mistakes = order["run"], order["result"], order["mistakes"]
     if mistakes is not None:
-        mistakes = Mistakes(**{**mistakes, "images": np.array(mistakes["images"], np.uint8)})
+        mistakes = Mistakes(**{**mistakes, "images": _unpacked(mistakes["images"])})
     outcome.write_pages(
         Run(
             path=Path(run["path"]),

@@ -41,8 +41,8 @@ __all__ = [
 ]
 
 ALONE_IN_PROCESS = threading.RLock()
-"""Held for what no two runs in threads of one process may do at once: draw initial weights from torch's generators, let
-the device choose its algorithms, capture a CUDA graph, draw figures."""
+"""Held for what no two runs in threads of one process may do at once: draw initial weights from torch's generators,
+compile, capture a CUDA graph, draw figures in this process."""
 
 
 @dataclass(frozen=True, kw_only=True)

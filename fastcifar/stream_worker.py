@@ -13,7 +13,7 @@ import os
 import sys
 import traceback
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import BrokenExecutor, Future, ThreadPoolExecutor, wait
 from typing import Any
 
 from fastcifar import page_worker, runtime, signals
@@ -25,8 +25,8 @@ __all__ = ["StreamWorker", "stream_threads", "suits"]
 _DRAWERS = 4
 """Processes that draw, at most."""
 _SWITCH = 1e-4
-"""Seconds of Python code after which a thread has to let another go on, where Python's own are 5 ms: a run that captures
-its steps asks for its turn after each of thousands of operations. What it gains was not measured apart."""
+"""Seconds of Python code after which a thread has to let another go on, where Python's own are 5 ms: a run that
+captures its steps asks for its turn after each of thousands of operations. What it gains was not measured apart."""
 
 
 def suits(config: TrainConfig) -> bool:
@@ -48,6 +48,7 @@ def stream_threads(device: str, count: int) -> Iterator[ThreadPoolExecutor]:
     """
     found = runtime.find_device(device)
     interval = sys.getswitchinterval()
+    longer = interval > _SWITCH
 
     def begin() -> None:
         runtime.use_own_stream(found)
@@ -55,10 +56,12 @@ def stream_threads(device: str, count: int) -> Iterator[ThreadPoolExecutor]:
 
     with page_worker.Drawers(min(count, _DRAWERS, max(1, (os.cpu_count() or 1) // 2))) as drawers:
         try:
-            sys.setswitchinterval(_SWITCH)
+            if longer:
+                sys.setswitchinterval(_SWITCH)
             yield ThreadPoolExecutor(count, "run", initializer=begin)
         finally:
-            sys.setswitchinterval(interval)
+            if longer:  # else another series has set it, and sets it back
+                sys.setswitchinterval(interval)
 
 
 class StreamWorker:
@@ -74,7 +77,17 @@ class StreamWorker:
     def __init__(self, name: str, config: TrainConfig, *, threads: ThreadPoolExecutor, queue: Lines) -> None:
         self._request = signals.StopRequest()
         self._abandoned = False
-        self._running = threads.submit(self._run, name, config, queue)
+        try:
+            self._running = threads.submit(self._run, name, config, queue)
+        except BrokenExecutor as error:  # no thread could begin
+            self._running = Future()
+            self._running.set_exception(error)
+
+        def ended(run: Future[None]) -> None:
+            if (error := run.exception()) is not None:  # its thread could not begin
+                queue.put((name, {"status": 2, "stopped": False, "error": f"its thread ended with {error!r}"}))
+
+        self._running.add_done_callback(ended)
 
     def stop(self) -> None:
         """Ask it to save a checkpoint and end."""

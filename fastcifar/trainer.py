@@ -144,7 +144,7 @@ class Trainer:
         return self.averaging.swapped()
 
     def warm_up(self, batches: Sequence[Batch], eval_images: Tensor) -> None:
-        """Compile, and let the device choose its algorithms, for all shapes to come; the net is afterwards as it was.
+        """Compile, and have the device load what it needs, for all shapes to come; the net is afterwards as it was.
 
         Args:
             batches: a training batch of each length.

@@ -2,6 +2,7 @@
 
 import errno
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -41,8 +42,9 @@ def written(path: Path) -> dict[str, bytes]:
     return {str(file.relative_to(path)): file.read_bytes() for file in path.rglob("*") if file.is_file()}
 
 
-def test_they_are_byte_for_byte_those_drawn_here(tmp_path: Path) -> None:
-    with Drawers(1) as drawers:
+def test_they_are_byte_for_byte_those_drawn_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Drawers(1) as drawers, monkeypatch.context() as patched:
+        patched.setattr(outcome, "write_pages", lambda *arguments, **options: pytest.fail("drawn here"))
         draw_with(drawers)
         write_pages(make_run(tmp_path / "a"), make_epochs(3, epochs=3), make_result(), **pages())
         write_pages(make_run(tmp_path / "b"), make_epochs(1), make_result(), **{**pages(), "mistakes": None})
@@ -60,6 +62,7 @@ def test_they_are_byte_for_byte_those_drawn_here(tmp_path: Path) -> None:
 def test_what_cannot_be_written_is_an_error_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = make_run(tmp_path / "run")
     (run.path / "figures").write_text("in the way")
+    monkeypatch.setattr(outcome, "write_pages", lambda *arguments, **options: pytest.fail("drawn here"))
     with Drawers(1) as drawers:
         draw_with(drawers)
         with pytest.raises(OutputError, match=r"run/figures.* cannot be written") as there:
@@ -69,16 +72,49 @@ def test_what_cannot_be_written_is_an_error_here(tmp_path: Path, monkeypatch: py
     assert "\n" not in str(there.value)
 
 
-@pytest.mark.parametrize("code", ["", "import sys; sys.stdin.readline(); raise SystemExit(9)"])
+SAYS = (
+    "import json, sys\nfor line in sys.stdin: print(json.dumps({'number': json.loads(line)['number'], %s}), flush=True)"
+)
+GONE = {
+    "at once": "",
+    "when it is asked": "import sys; sys.stdin.readline(); raise SystemExit(9)",
+    "out of step": "import sys\nprint('3', flush=True)\nfor line in sys.stdin: print(line, flush=True)",
+    "with a fault": SAYS % "'drawn': False, 'error': None",
+}
+
+
+@pytest.mark.parametrize("way", GONE)
+@pytest.mark.parametrize("count", [1, 2])
 def test_where_a_process_is_gone_they_are_drawn_here(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str, count: int
 ) -> None:
-    monkeypatch.setattr(page_worker, "_CODE", code)
-    with Drawers(1) as drawers:
+    monkeypatch.setattr(page_worker, "_CODE", GONE[way])
+    drawn: list[Path] = []
+    monkeypatch.setattr(outcome, "write_pages", lambda run, *arguments, **options: drawn.append(run.path))
+    with Drawers(count) as drawers:
         draw_with(drawers)
-        for name in ("a", "b"):
+        for name in ("a", "b", "c"):
             write_pages(make_run(tmp_path / name), make_epochs(1), make_result(), **pages())
-            assert "report.html" in written(tmp_path / name)
+    assert drawn == [tmp_path / name for name in ("a", "b", "c")]
+
+
+def test_the_block_waits_for_no_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(page_worker, "_CODE", "import time; time.sleep(600)")
+    monkeypatch.setattr(outcome, "write_pages", lambda *arguments, **options: None)
+
+    def ask() -> None:
+        draw_with(drawers)
+        write_pages(make_run(tmp_path / "a"), make_epochs(1), make_result(), **pages())
+
+    threads = [threading.Thread(target=ask, daemon=True) for _ in range(2)]  # one is asked, one waits for its turn
+    with Drawers(1) as drawers:
+        for thread in threads:
+            thread.start()
+        time.sleep(0.5)
+        assert all(thread.is_alive() for thread in threads)
+    for thread in threads:
+        thread.join(60)
+        assert not thread.is_alive()
 
 
 def test_a_system_that_gives_no_process_draws_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,9 +129,7 @@ def test_a_system_that_gives_no_process_draws_here(tmp_path: Path, monkeypatch: 
 
 
 def test_only_the_thread_that_asks_leaves_them_to_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        page_worker, "_CODE", "import sys\nfor line in sys.stdin: print('{\"error\": null}', flush=True)"
-    )
+    monkeypatch.setattr(page_worker, "_CODE", SAYS % "'drawn': True, 'error': None")
     drawn: list[Path] = []
     monkeypatch.setattr(outcome, "write_pages", lambda run, *arguments, **options: drawn.append(run.path))
 

@@ -132,7 +132,7 @@ def test_what_was_not_reached_keeps_its_reason() -> None:
     (race,) = summarise([report(), run(accuracy=0.66, train_seconds=1200.0)])
     (pair,) = race["comparisons"]
     assert pair["time"] == {"target": "not reached: 3 epochs ended at 66.00 % of 68.00 %"}
-    assert pair["accuracy"] == {"target": "none is as short: the shortest took 1,200 s of 1,000 s"}
+    assert pair["accuracy"] == {"target": "no run is within 1,000 s: the shortest took 1,200 s"}
 
 
 def test_accuracies_with_and_without_augmentation_are_not_mixed() -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +19,7 @@ import torch
 from rich.console import Console
 from scipy import stats
 
-from fastcifar import checkpoint, many, page_worker, worker
+from fastcifar import checkpoint, many, page_worker, runtime, worker
 from fastcifar.commands import main
 from fastcifar.commands.options import parse_seeds
 from fastcifar.config import TrainConfig
@@ -261,25 +262,41 @@ def test_processes_told_to_stop_save_and_go_on_bit_for_bit(data: str, capfd: pyt
     assert states() == ["done"] * 2
 
 
+CLAIMS = """import json, sys
+for line in sys.stdin:
+    print(json.dumps({"number": json.loads(line)["number"], "drawn": True, "error": None}), flush=True)
+"""
+
+
 @pytest.fixture
 def in_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs share this process, as they do on CUDA; what draws their pages says at once that it has."""
     monkeypatch.setattr(many, "suits", lambda config: True)
-    monkeypatch.setattr(
-        page_worker, "_CODE", "import sys\nfor line in sys.stdin: print('{\"error\": null}', flush=True)"
-    )
+    monkeypatch.setattr(page_worker, "_CODE", CLAIMS)
 
 
 @pytest.mark.usefixtures("in_threads")
 def test_runs_in_threads_are_the_runs_that_fit_makes_alone(data: str) -> None:
-    heard = Heard()
+    heard, interval = Heard(), sys.getswitchinterval()
     result = fit_seeds(config(data), range(3), parallel=2, reporter=heard)
     assert (states(), result.exit_status) == (["done"] * 3, 0)
     assert sum("s of training" in line for line in heard.messages) == 3
     assert sum("epoch 2/2" in line for line in heard.messages) == 3
     for seed in range(3):
         fit(config(data, seed=seed, out=Path(f"alone-{seed}")))
+        assert not Path(f"all/seed-{seed}/report.html").exists()  # whoever draws only says so here
         assert_same_run(Path(f"all/seed-{seed}"), Path(f"alone-{seed}"))
+    assert sys.getswitchinterval() == interval
+
+
+@pytest.mark.usefixtures("in_threads")
+def test_threads_that_cannot_begin_fail_their_runs(data: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(device: torch.device) -> None:
+        raise RuntimeError("CUDA error: out of streams")
+
+    monkeypatch.setattr(runtime, "use_own_stream", fails)
+    with pytest.raises(FastcifarError, match="its thread ended with BrokenThreadPool"):
+        fit_seeds(config(data), range(4), parallel=2)
 
 
 @pytest.mark.usefixtures("in_threads")

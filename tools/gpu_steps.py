@@ -4,6 +4,7 @@ Example:
     run_guarded(steps("digits"), [path], seconds=300)
 """
 
+import atexit
 import itertools
 import subprocess
 import sys
@@ -261,6 +262,7 @@ class OwnTests:
             command = [sys.executable, "-m", "pytest", "-q", "-m", "cuda", "-p", "no:cacheprovider", "tests/gpu"]
             pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
             self._process = subprocess.Popen(command, cwd=ROOT, **pipes)
+            atexit.register(self._process.kill)  # whatever becomes of us, and of the step that waits for them
             return step()
 
         return both
@@ -273,7 +275,8 @@ class OwnTests:
             said, _ = self._process.communicate(timeout=240)
         except subprocess.TimeoutExpired:
             self._process.kill()
-            raise
+            said, _ = self._process.communicate()
+            raise AssertionError(f"pytest did not end\n{said[-8000:]}") from None
         if self._process.returncode:
             raise AssertionError(f"pytest ended with {self._process.returncode}\n{said[-8000:]}")
         return {"last_line": said.strip().splitlines()[-1]}

@@ -43,13 +43,13 @@ def recipe_race_table(content: Mapping[str, Any]) -> list[str]:
     data = "the published CIFAR-10" if all(race["verified"] for race in races) else "an unverified copy of CIFAR-10"
     remarks = dict.fromkeys(setting["remark"] for race in races for setting in race["settings"] if setting["remark"])
     note = (
-        f"`python -m benchmarks.recipe_race`: {'; or '.join(modes)}. Times are processor time of training "
-        "alone. 95 % intervals over "
-        "seeds; a recipe comes to an accuracy when each of its runs ended there or above. "
+        f"`python -m benchmarks.recipe_race`: {'; or '.join(modes)}. Times are seconds of training "
+        "alone, times the share of its cores that the run had (others use the machine too). 95 % intervals over seeds; "
+        "a recipe comes to an accuracy when each of its runs ended there or above. "
         f"{''.join(f'{remark}. ' for remark in remarks)}On {data}; {', '.join(cpus)}; {'; '.join(sorted(versions))}."
     )
-    head = ["net, split", "recipe", "epochs", "runs", "processor time", "test accuracy", "with test-time augmentation"]
-    against = ["net, split", "recipe", "beside", "which reaches", "comes to that accuracy", "in that time"]
+    head = ["net, split", "recipe", "epochs", "runs", "training time", "test accuracy", "with test-time augmentation"]
+    against = ["net, split", "recipe", "compared with", "which reaches", "time to its accuracy", "accuracy in its time"]
     return [*grid(head, recipes), *(["", *grid(against, pairs)] if pairs else []), "", note]
 
 
@@ -93,7 +93,7 @@ def recipe_summary_table(content: Mapping[str, Any]) -> list[str]:
                     reached += f", {percent(setting['tta_accuracy']['mean'])} with test-time augmentation"
                 name = f"nothing: {setting['title']}, {_count(setting['epochs'])}, {_THREADS[race['mode']]}"
                 rows.append([f"{race['arch']}, {race['split']}", race["cpu"], name, "", reached])
-    head = ["net, split", "machine", "beside", "comes to that accuracy", "in that time"]
+    head = ["net, split", "machine", "compared with", "time to its accuracy", "accuracy in its time"]
     return grid(head, rows)
 
 

@@ -73,7 +73,7 @@ def draw(races: Sequence[Race]) -> Figure:
     said = ["dots: test accuracy at the end", "rings: with test-time augmentation", "lines: on the way"]
     if not rings:
         del said[1]
-    label = f"processor time of training ({'; '.join(said)})"
+    label = f"seconds of training ({'; '.join(said)})"
     figure.supxlabel(textwrap.fill(label, 60 * columns), fontsize=8, color=_INK)
     return figure
 

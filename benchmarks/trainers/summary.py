@@ -60,8 +60,8 @@ def summarise(runs: Sequence[Run]) -> list[dict[str, Any]]:
 
     Returns:
         Of each race what its runs have in common, and
-        `settings`: for each group its estimates over seeds, or why it `failed`; `train_seconds` are processor time, and
-        so is the time in the `curve` of a long run, (seconds, test accuracy);
+        `settings`: for each group its estimates over seeds, or why it `failed`; `train_seconds` are times the
+        share of its cores that a run had; so is the time in the `curve` of a long run, (seconds, test accuracy);
         `comparisons`: each base beside each other contestant, by the accuracy with and without test-time augmentation.
     """
     found = []
@@ -138,7 +138,7 @@ def _comparison(base: Setting, others: Sequence[Setting], measure: str) -> dict[
         accuracy |= {"reached": longest[measure]["mean"], **difference(*accuracies), "runs": _runs(*accuracies)}
     else:
         shortest = min(map(seconds, others))
-        accuracy = {"target": f"none is as short: the shortest took {shortest:,.0f} s of {limit:,.0f} s"}
+        accuracy = {"target": f"no run is within {limit:,.0f} s: the shortest took {shortest:,.0f} s"}
     return {
         "base": base["title"],
         "base_epochs": base["epochs"],

@@ -187,7 +187,21 @@ def _opened(path: str, *, upright: bool) -> Iterator[Image.Image]:
     with open(path, "rb") as file, Image.open(file, formats=_FORMATS) as image:
         if image.width * image.height > _MOST_PIXELS:
             raise _RefusedError(f"claims {image.width} x {image.height} pixels, more than the {_MOST_PIXELS:,} allowed")
+        if (raw := _deep_format(image)) is not None:
+            raise _RefusedError(f"has more than 8 bits a pixel and channel ({raw}): convert it first")
         yield ImageOps.exif_transpose(image) if upright else image
+
+
+def _deep_format(image: Image.Image) -> str | None:
+    """How an image's file has more than 8 bits a channel, where its mode does not tell: Pillow cuts colour off to 8."""
+    for codec, _, _, args in getattr(image, "tile", ()):
+        parts = args if isinstance(args, tuple) else (args,)
+        if codec in ("ppm", "ppm_plain") and isinstance(parts[-1], int) and parts[-1] > 255:
+            return f"values up to {parts[-1]}"
+        for raw in parts:
+            if isinstance(raw, str) and ";16" in raw and not raw.startswith("BGR"):  # BGR;16 is of 5, 6 and 5 bits
+                return raw
+    return None
 
 
 def _decode(path: str, how: Decoding) -> NDArray[np.uint8]:
