@@ -318,10 +318,14 @@ def test_every_cut_and_flip_of_a_file_is_one_line_or_harmless(tmp_path: Path) ->
             file.write_bytes(bad)
             options = {"labels": tmp_path / "labels.npy"} if name == "c.npy" else {}
             try:
-                for block in file_content(file, **options).files:
-                    assert block.images.dtype == np.uint8
+                blocks = [(block.images, block.labels) for block in file_content(file, **options).files]
             except (DataError, ConfigError):
                 refused += 1
+                continue
+            assert all(block.dtype == np.uint8 for block, _ in blocks)
+            if name != "c.npy":  # its members have checksums
+                np.testing.assert_array_equal(np.concatenate([block for block, _ in blocks]), images)
+                np.testing.assert_array_equal(np.concatenate([block for _, block in blocks]), labels)
     assert refused > 300
 
 

@@ -1,6 +1,8 @@
 import json
 import shutil
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -25,6 +27,28 @@ def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
     assert torch.equal(found.model["filters"], expected)
     assert found.model["count"].dtype == torch.int64
     assert found.training["sum"].dtype == torch.float64
+
+
+def test_what_is_saved_is_as_it_was_when_it_was_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given, real = threading.Event(), checkpoint.save
+
+    def late(*arguments: Any, **options: Any) -> Path:
+        assert given.wait(60)
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(checkpoint, "save", late)
+    weight, momentum, state = torch.zeros(3), torch.ones(2), {"epoch": 1}
+    saver = checkpoint.Saver(tmp_path)
+    saver.save(step=1, model={"weight": weight}, training={"momentum": momentum}, state=state)
+    weight.add_(1)  # the next step
+    momentum.add_(1)
+    state["epoch"] = 2
+    given.set()
+    saver.wait()
+    saver.close()
+    found = checkpoint.load_newest(tmp_path)
+    assert (found.model["weight"].tolist(), found.training["momentum"].tolist()) == ([0, 0, 0], [1, 1])
+    assert found.state == {"epoch": 1}
 
 
 def test_the_newest_two_are_kept(tmp_path: Path) -> None:

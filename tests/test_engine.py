@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import signal
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from fastcifar import checkpoint, engine, job, runs, runtime
-from fastcifar.config import TrainConfig
+from fastcifar.config import Augment, TrainConfig
 from fastcifar.data.arrays import convert_arrays
 from fastcifar.data.store import ArrayStore
 from fastcifar.data.writer import SourceFile, write_store
@@ -22,7 +23,7 @@ from fastcifar.engine import evaluate, evaluate_run, fit
 from fastcifar.errors import CheckpointError, ConfigError, DivergedError, FastcifarError, OutputError, StoppedError
 from fastcifar.evaluation import eval_loader, tta_logits
 from fastcifar.kernels import norms
-from fastcifar.loader import Batch
+from fastcifar.loader import Batch, Loader
 from fastcifar.metrics import EpochStats
 from fastcifar.nets import ARCHS, Arch, build_model
 from fastcifar.recipes import RECIPES
@@ -194,6 +195,62 @@ def test_equal_seeds_give_equal_weights_and_others_do_not(data: str) -> None:
         fit(config(data, seed=seed, out=Path(name)))
     assert_equal(weights(Path("a")), weights(Path("b")))
     assert not torch.equal(weights(Path("a"))["classifier.1.weight"], weights(Path("c"))["classifier.1.weight"])
+
+
+def test_the_recipe_and_the_seed_reach_training(data: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[tuple[torch.Tensor, torch.Tensor]] = []
+    drawn: dict[str, torch.Tensor] = {}
+    real = Trainer.step_no_sync
+
+    def step(self: Trainer, images: torch.Tensor, labels: torch.Tensor) -> None:
+        if not given:
+            drawn.update({name: tensor.clone() for name, tensor in self.model.state_dict().items()})
+        given.append((images.clone(), labels.clone()))
+        real(self, images, labels)
+
+    monkeypatch.setattr(Trainer, "step_no_sync", step)
+    augment = {"crop": 2, "padding": "zero", "flip": "random", "cutout": 3, "policy": "trivial", "mixup": 0.4}
+    change = (*(f"augment.{name}={value}" for name, value in augment.items()), "whiten=none", "scaling=unit")
+    fit(config(data, seed=5, epochs=2, change=change, out=Path("run")))
+    options: Any = {"batch_size": 16, "seed": 5, "scaling": "unit", "drop_last": True}
+    loader = Loader(data, split="full/train", augment=Augment(**augment), **options)  # type: ignore[arg-type]
+    expected = [batch for _ in range(2) for batch in loader]
+    assert len(given) == len(expected) == 12
+    for (images, labels), batch in zip(given, expected, strict=True):
+        assert torch.equal(images, batch.images)
+        assert torch.equal(labels, batch.labels)
+    torch.manual_seed(5)
+    for name, tensor in build_model("tiny", num_classes=3).state_dict().items():
+        assert torch.equal(drawn[name], tensor), name
+
+
+@pytest.mark.parametrize("amp", [False, True])
+def test_training_computes_in_the_type_that_amp_chose(data: str, amp: bool) -> None:
+    types = set()
+
+    def hook(module: torch.nn.Module, inputs: Any, output: Any) -> None:
+        if isinstance(module, torch.nn.Conv2d | torch.nn.Linear) and module.training:
+            types.add(output.dtype)
+
+    handle = torch.nn.modules.module.register_module_forward_hook(hook)
+    try:
+        fit(config(data, epochs=1, amp=amp, amp_dtype="bfloat16" if amp else "auto", out=Path("run")))
+    finally:
+        handle.remove()
+    assert types == {torch.bfloat16 if amp else torch.float32}
+
+
+def test_the_time_before_a_stop_counts(data: str) -> None:
+    class Slow(StopAfter):
+        def train_step(self, step: int, steps: int, images_per_second: float) -> None:
+            time.sleep(0.2)
+            super().train_step(step, steps, images_per_second)
+
+    with pytest.raises(StoppedError):
+        fit(config(data, out=Path("run")), reporter=Slow(3))
+    first = fit(TrainConfig(resume=Path("run"))).history[0]
+    assert first.train_seconds >= 0.6
+    assert first.images_per_second == first.samples / first.train_seconds
 
 
 # Together they use every ingredient of a recipe
@@ -525,10 +582,25 @@ def test_weights_that_are_not_finite_are_never_saved(data: str, monkeypatch: pyt
 def test_reported_losses_are_free_of_label_smoothing(data: str, monkeypatch: pytest.MonkeyPatch) -> None:
     still = dataclasses.replace(RECIPES["fast"], lr=1e-30, resolutions=(), label_smoothing=0.0)
     losses = []
+    moving: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []  # logits, labels and the loss that is minimised
+    real = Trainer._loss
+
+    def loss(
+        self: Trainer, images: torch.Tensor, labels: torch.Tensor, size: int | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        logits, found = real(self, images, labels, size)
+        moving.append((logits.detach(), labels, found.detach()))
+        return logits, found
+
+    monkeypatch.setattr(Trainer, "_loss", loss)
     for smoothing in (0.0, 0.5):
+        moving.clear()
         monkeypatch.setitem(RECIPES, "still", dataclasses.replace(still, label_smoothing=smoothing))
         result = fit(config(data, recipe="still", epochs=1, out=Path(f"run-{smoothing}")))
         losses.append(result.history[0].train_loss)
+        assert len(moving) == 6
+        for logits, labels, found in moving:
+            assert torch.equal(found, torch.nn.functional.cross_entropy(logits, labels, label_smoothing=smoothing))
     assert losses[0] == losses[1]
 
 

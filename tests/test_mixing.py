@@ -75,10 +75,17 @@ def test_shares_are_beta_distributed(alpha: float) -> None:
 def test_boxes_lie_anywhere_and_each_kind_comes_as_often() -> None:
     count = 8000
     images = constant_images(torch.arange(count))
-    mixed, _ = make(mixup=1.0, cutmix=1.0, classes=2)(images, torch.arange(count) % 2, torch.arange(count), epoch=2)
+    labels = torch.arange(count) % 2
+    mixed, soft = make(mixup=1.0, cutmix=1.0, classes=2)(images, labels, torch.arange(count), epoch=2)
     # CutMix leaves whole values, mixup does not (but where a share is a multiple of 1/65536 of a difference of 1)
     cut = ((mixed == images) | (mixed == images[torch.arange(count) ^ 1])).flatten(1).all(1)
     assert 0.48 < cut.float().mean() < 0.52
+    shares = soft[torch.arange(count), labels]
+    for kind in (cut, ~cut):  # which one a sample has says nothing of its share
+        assert shares[kind].min() < 0.1
+        assert shares[kind].max() > 0.9
+    below = (shares[~cut, None] <= torch.linspace(0.1, 0.9, 9)).float().mean(0)
+    torch.testing.assert_close(below, torch.linspace(0.1, 0.9, 9), atol=0.04, rtol=0)  # Beta(1, 1) is uniform
     rng_state = torch.get_rng_state()
     single, _ = make(cutmix=1.0)(images, torch.zeros(count, dtype=torch.int64), torch.arange(count), epoch=2)
     assert torch.equal(torch.get_rng_state(), rng_state)

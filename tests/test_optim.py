@@ -88,10 +88,12 @@ def test_groups_are_matrices_head_and_vectors() -> None:
 
 def test_muon_turns_matrices_and_leaves_the_rest_to_sgd() -> None:
     model = build_model("small", num_classes=10)
-    built = build_optimizer(model, dataclasses.replace(RECIPES["fast"], optimizer="muon", momentum=0.8))
+    built = build_optimizer(
+        model, dataclasses.replace(RECIPES["fast"], optimizer="muon", momentum=0.8, muon_momentum=0.7)
+    )
     assert isinstance(built, Muon)
     assert [group["orthogonal"] for group in built.param_groups] == [True, False, False]
-    assert [group["momentum"] for group in built.param_groups] == [0.6, 0.8, 0.8]
+    assert [group["momentum"] for group in built.param_groups] == [0.7, 0.8, 0.8]
 
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16, torch.float16])

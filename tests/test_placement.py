@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +140,22 @@ def test_a_damaged_chunk_is_found_when_it_is_read(large: ArrayStore, tmp_path: P
     with pytest.raises(DataError, match="bytes 8388608 to 12582912 do not have their checksum"):
         for _ in Loader(copy, batch_size=100, placement="stream", order=order):
             pass
+
+
+def test_a_batch_across_two_spans_waits_for_both(large: ArrayStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = Loader(large, batch_size=70, order="block", block_size=50, window=10)._plan  # 500 positions a span
+    reader, read = Reader(large, plan), []
+    real = reader._read
+
+    def slow(epoch: int, span: int) -> None:
+        time.sleep(0.1)
+        real(epoch, span)
+        read.append((epoch, span))
+
+    monkeypatch.setattr(reader, "_read", slow)
+    reader.prepare(epoch=0, start=490, size=70)
+    assert {(0, 0), (0, 1)} <= set(read)
+    reader.close()
 
 
 def test_each_chunk_is_checked_once(large: ArrayStore, monkeypatch: pytest.MonkeyPatch) -> None:

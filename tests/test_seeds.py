@@ -8,6 +8,7 @@ import shutil
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ import torch
 from rich.console import Console
 from scipy import stats
 
-from fastcifar import checkpoint, many, page_worker, runtime, worker
+from fastcifar import checkpoint, job, many, page_worker, runtime, worker
 from fastcifar.commands import main
 from fastcifar.commands.options import parse_seeds
 from fastcifar.config import TrainConfig
@@ -29,7 +30,7 @@ from fastcifar.engine import FitResult, fit
 from fastcifar.errors import CheckpointError, ConfigError, DivergedError, FastcifarError, OutputError, StoppedError
 from fastcifar.estimates import estimate, interval_text
 from fastcifar.formats import percent
-from fastcifar.nets import ARCHS, Arch
+from fastcifar.nets import ARCHS, Arch, build_model
 from fastcifar.recipes import RECIPES
 from fastcifar.reporter import NullReporter
 from fastcifar.seeds import SeedsResult, fit_seeds, seeds_table
@@ -276,7 +277,12 @@ def in_threads(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("in_threads")
-def test_runs_in_threads_are_the_runs_that_fit_makes_alone(data: str) -> None:
+def test_runs_in_threads_are_the_runs_that_fit_makes_alone(data: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def slowly(*arguments: Any, **options: Any) -> torch.nn.Module:
+        time.sleep(0.1)  # another run would seed the generators now, if it might
+        return build_model(*arguments, **options)
+
+    monkeypatch.setattr(job, "build_model", slowly)
     heard, interval = Heard(), sys.getswitchinterval()
     result = fit_seeds(config(data), range(3), parallel=2, reporter=heard)
     assert (states(), result.exit_status) == (["done"] * 3, 0)

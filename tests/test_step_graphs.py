@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -90,6 +91,22 @@ def test_a_graph_goes_on_from_any_position() -> None:
         graphs.step_no_sync(*position)
     for position, images in zip(positions, seen, strict=True):
         assert torch.equal(images, loader.batch(*position).images)
+
+
+def test_on_cuda_a_step_is_captured_but_for_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer, loader = trainer_and_loader()
+    monkeypatch.setattr(Loader, "counts_on_device", True)
+    monkeypatch.setattr(trainer, "runtime", dataclasses.replace(trainer.runtime, device=torch.device("cuda")))
+    assert why_not(trainer, loader) is None
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "ranks", SimpleNamespace(size=2))
+        assert why_not(trainer, loader) == "several ranks wait for each other"
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "optimizer", torch.optim.SGD(trainer.model.parameters(), lr=0.1))
+        assert why_not(trainer, loader) == "the optimiser takes its learning rate from the host"
+    short = Loader(open_store("digits"), batch_size=200)
+    assert len(short.dataset) % 200
+    assert why_not(trainer, short) == "the last batch is short"
 
 
 def test_what_keeps_a_step_from_being_captured(tmp_path: Path) -> None:

@@ -115,6 +115,16 @@ def test_the_first_rank_writes_what_one_alone_would(prepared: Path) -> None:
     assert tiny_runs.equal(tiny_runs.weights(Path("again")), undisturbed(2))
 
 
+@pytest.mark.parametrize("size", [2, 3])
+def test_the_run_is_that_of_one_process_but_for_rounding(prepared: Path, size: int) -> None:
+    alone, joined = tiny_runs.lines(Path("alone")), tiny_runs.lines(Path(f"undisturbed-{size}"))
+    assert [line["kind"] for line in joined] == [line["kind"] for line in alone] == ["run", "epoch", "epoch", "test"]
+    for ours, theirs in zip(joined[1:], alone[1:], strict=True):
+        assert ours["samples"] == theirs["samples"]
+    assert joined[1]["train_loss"] == pytest.approx(alone[1]["train_loss"], rel=1e-3)
+    assert joined[2]["train_loss"] == pytest.approx(alone[2]["train_loss"], rel=0.05)
+
+
 def kill(victim: int, step: int) -> AtStep:
     def at_step(rank: int, coming: int) -> None:
         if (rank, coming) == (victim, step):
@@ -219,8 +229,12 @@ def test_a_run_goes_on_with_another_number_of_ranks(prepared: Path) -> None:
     alone = Forked("train", "--resume", "fewer")
     assert alone.wait() == 0, alone.stderr
     assert "ranks 3 became 1: the run goes on, but not bit for bit" in alone.stdout
-    for name, tensor in undisturbed(3).items():
-        assert tensor.shape == tiny_runs.weights(Path("fewer"))[name].shape
+    through, other = tiny_runs.lines(Path("undisturbed-3")), tiny_runs.lines(Path("fewer"))
+    assert [line.get("step") for line in other] == [line.get("step") for line in through]
+    assert [line.get("samples") for line in other] == [line.get("samples") for line in through]
+    assert other[1]["train_loss"] == through[1]["train_loss"]  # the epoch before the stop
+    assert other[2]["train_loss"] == pytest.approx(through[2]["train_loss"], rel=0.01)
+    assert tiny_runs.weights(Path("fewer")).keys() == undisturbed(3).keys()
 
 
 def test_what_cannot_be_is_said(prepared: Path) -> None:

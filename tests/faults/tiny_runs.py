@@ -1,5 +1,6 @@
 """Training runs of a tenth of a second, for faults: a tiny net on tiny images, two epochs, undrawn pictures."""
 
+import json
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -15,7 +16,7 @@ from fastcifar.data.writer import SourceFile, write_store
 from fastcifar.nets import ARCHS, Arch
 from tests.threads import on_threads
 
-__all__ = ["config", "equal", "one_thread", "prepare", "weights"]
+__all__ = ["config", "equal", "lines", "one_thread", "prepare", "weights"]
 
 
 def prepare(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
@@ -48,6 +49,11 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
     """All that the newest checkpoint holds in tensors."""
     found = checkpoint.load_newest(run / "checkpoints")
     return {**found.model, **found.training}
+
+
+def lines(run: Path) -> list[dict[str, Any]]:
+    """What metrics.jsonl says."""
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
 def equal(a: Mapping[str, torch.Tensor], b: Mapping[str, torch.Tensor]) -> bool:

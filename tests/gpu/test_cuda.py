@@ -1,5 +1,6 @@
 """What needs a CUDA device: run with `pytest -m cuda`. Deselected by `make test`."""
 
+import json
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -203,7 +204,10 @@ def test_steps_as_graphs_are_those_of_the_loop(change: tuple[str, ...]) -> None:
     for cuda_graphs in (True, False):
         where: Any = {"arch": "small", "dataset": "digits", "device": "cuda", "change": change}
         config = TrainConfig(epochs=2, batch_size=200, cuda_graphs=cuda_graphs, **where)
-        losses[cuda_graphs] = [stats.train_loss for stats in fit(config).history]
+        result = fit(config)
+        losses[cuda_graphs] = [stats.train_loss for stats in result.history]
+        said = json.loads((result.path / "metrics.jsonl").read_text().splitlines()[0])
+        assert (["steps", "CUDA graphs"] in said["choices"]) == cuda_graphs
     assert losses[True] == pytest.approx(losses[False], rel=0.05)
 
 
