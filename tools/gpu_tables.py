@@ -10,7 +10,7 @@ from typing import Any
 
 from table_cells import grid, percent
 
-__all__ = ["gpu_check_table", "gpu_summary_table", "gpu_training_table", "gpu_tries_table"]
+__all__ = ["gpu_check_table", "gpu_seeds_table", "gpu_summary_table", "gpu_training_table", "gpu_tries_table"]
 
 _WAYS = {
     (False, False): "operation by operation",
@@ -54,6 +54,11 @@ def gpu_summary_table(content: Mapping[str, Any]) -> list[str]:
     """Markdown lines: the loader's images a second, net fast beside airbench94, and a note."""
     steps = content["steps"]
     return [*_speeds(steps), *_beside_airbench(steps), f"`tools/gpu_check`. {_place(content)}."]
+
+
+def gpu_seeds_table(content: Mapping[str, Any]) -> list[str]:
+    """Markdown lines: several seeds one after another, and at a time; and a note."""
+    return [*_side_by_side(content["steps"]), f"`tools/gpu_check`. {_place(content)}."]
 
 
 def _speeds(steps: Mapping[str, Any]) -> list[str]:

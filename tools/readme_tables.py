@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from gpu_tables import gpu_check_table, gpu_summary_table, gpu_training_table, gpu_tries_table
+from gpu_tables import gpu_check_table, gpu_seeds_table, gpu_summary_table, gpu_training_table, gpu_tries_table
 from recipe_tables import recipe_curves_table, recipe_race_table, recipe_summary_table
 from table_cells import grid, measured, percent, where
 
@@ -259,6 +259,7 @@ TABLES: tuple[tuple[str, str, Callable[[Any], list[str]]], ...] = (
     ("recipe-curves", "recipe_race", recipe_curves_table),
     ("gpu-check", "gpu_check", gpu_check_table),
     ("gpu-summary", "gpu_check", gpu_summary_table),
+    ("gpu-seeds", "gpu_check", gpu_seeds_table),
     ("gpu-training", "gpu_training", gpu_training_table),
     ("gpu-tries", "gpu_tries", gpu_tries_table),
 )
