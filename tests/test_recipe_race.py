@@ -667,3 +667,14 @@ def test_errors_are_one_line_and_the_command_shows_what_there_is(
     assert "fastcifar, 3 epochs: 100 s, 70.00, 70.00 %, 10 min: 17 epochs" in said
     assert "fastcifar beside the report's recipe, 20 epochs (accuracy): to the same accuracy: 9.96 times" in said
     assert (tmp_path / "recipe_race.svg").exists()
+
+
+def test_several_ways_to_change_a_recipe_have_one_name_together() -> None:
+    runs = [run(change=[f"lr={rate}"], seed=seed) for rate in (0.1, 0.2, 0.3) for seed in (0, 1)]
+    axes = picture.draw(races([run(), *runs])).axes[0]
+    assert sorted(text.get_text().replace("\n", " ") for text in axes.texts) == [
+        "fastcifar",
+        "fastcifar, changed in 3 ways",
+    ]
+    assert len({text.get_color() for text in axes.texts}) == 2
+    assert sum(line.get_fillstyle() == "full" and line.get_marker() == "o" for line in axes.lines) == 7

@@ -59,14 +59,16 @@ def draw(races: Sequence[Race]) -> Figure:
         raise ValueError("races must have at least one run, got none")
     groups = [group for race in shown for group in race.groups if group.runs]
     groups.sort(key=lambda group: CONTESTANTS[group.contestant].base)  # ours first, whatever ran first
-    kinds = dict(zip(dict.fromkeys(_kind(group.title) for group in groups), itertools.cycle(_COLORS), strict=False))
-    colors = {group.title: kinds[_kind(group.title)] for group in groups}
+    named = [_names(race) for race in shown]
+    titles = dict.fromkeys(name for group in groups for names in named if (name := names.get(group.title)))
+    kinds = dict(zip(dict.fromkeys(map(_kind, titles)), itertools.cycle(_COLORS), strict=False))
+    colors = {title: kinds[_kind(title)] for title in titles}
     columns, rows = min(_COLUMNS, len(shown)), -(-len(shown) // _COLUMNS)
     figure = Figure(figsize=(3.7 * columns, 2.9 * rows), layout="constrained")
     several = len({race.about["cpu"] for race in shown}) > 1
     panels = list(figure.subplots(rows, columns, squeeze=False).flat)
-    for axes, race in zip(panels, shown, strict=False):
-        _panel(axes, race, colors, cpu=race.about["cpu"] if several else "")
+    for axes, race, names in zip(panels, shown, named, strict=False):
+        _panel(axes, race, names, colors, cpu=race.about["cpu"] if several else "")
     for axes in panels[len(shown) :]:
         axes.remove()
     rings = any(run["tta_accuracy"] for race in shown for group in race.groups for run in group.runs)
@@ -83,12 +85,26 @@ def _kind(title: str) -> str:
     return title.replace(", --amp", "").replace(", bfloat16", "")
 
 
-def _panel(axes: Axes, race: Race, colors: dict[str, str], *, cpu: str) -> None:
-    ends: dict[str, float] = {}  # title -> accuracy of its longest run, where its name goes
+def _names(race: Race) -> dict[str, str]:
+    """Title -> name in the race's panel: where a contestant was changed in several ways, these have one together."""
+    changed: dict[str, set[str]] = {}
+    for group in race.groups:
+        if group.change:
+            changed.setdefault(group.contestant, set()).add(group.title)
+    names = {}
+    for group in race.groups:
+        ways = len(changed.get(group.contestant, ()))
+        together = f"{CONTESTANTS[group.contestant].title}, changed in {ways} ways"
+        names[group.title] = together if group.change and ways > 1 else group.title
+    return names
+
+
+def _panel(axes: Axes, race: Race, names: dict[str, str], colors: dict[str, str], *, cpu: str) -> None:
+    ends: dict[str, float] = {}  # name -> accuracy of its longest run, where it goes
     lowest, first = 1.0, math.inf
     for group in sorted(race.groups, key=lambda group: group.epochs):
         for run in group.runs:
-            color = colors[group.title]
+            color = colors[names[group.title]]
             share = processor_share(run)
             end = (share * run["train_seconds"], run["accuracy"])
             curve = [(share * seconds, accuracy) for seconds, accuracy in run["curve"][:-1]]
@@ -96,7 +112,7 @@ def _panel(axes: Axes, race: Race, colors: dict[str, str], *, cpu: str) -> None:
             axes.plot(*end, "o", color=color, markersize=4.5)
             if run["tta_accuracy"]:
                 axes.plot(end[0], run["tta_accuracy"], "o", color=color, markersize=4.5, fillstyle="none")
-            ends[group.title] = run["tta_accuracy"] or end[1]
+            ends[names[group.title]] = run["tta_accuracy"] or end[1]
             lowest, first = min(lowest, end[1]), min(first, end[0])
     about = race.about
     threads = f"{about['threads']} thread{'s' * (about['threads'] != 1)}"
