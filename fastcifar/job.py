@@ -20,7 +20,7 @@ from fastcifar.evaluation import Evaluation, StopSeenError, eval_loader, evaluat
 from fastcifar.loader import Loader
 from fastcifar.metrics import EpochStats, LossNotFiniteError, TestStats, not_finite
 from fastcifar.nets import build_model, count_parameters, prepare
-from fastcifar.outcome import outcome
+from fastcifar.outcome import Pages, outcome
 from fastcifar.page_worker import write_pages
 from fastcifar.profiling import StepProfiler
 from fastcifar.ranks import ALONE, Ranks
@@ -294,6 +294,6 @@ class Job:
             with contextlib.suppress(DataError):  # the store may be gone by now
                 wrong = mistakes(found, self.store.split(f"{run.recipe.split}/test"), classes)
             environment, choices = self.environment, self.summary.choices
-            write_pages(run, history, result, environment=environment, choices=choices, mistakes=wrong)
+            write_pages(Pages(run, history, result, environment=environment, choices=choices, mistakes=wrong))
         self.reporter.finish(result)
         return FitResult(path=run.path, history=history, test=test, run=result)

@@ -178,42 +178,47 @@ def _side_by_side(
     left, running = deque(members), dict[str, tuple[Member, Worker | StreamWorker]]()
     queue: Lines = SimpleQueue()
     unfinished = 0
-    with _starter(left, parallel, queue) as start:
-        try:
-            with signals.catch_stop() as stop:
-                while running or (left and stop.signum is None):
-                    if stop.signum is not None:
-                        for _, worker in running.values():
-                            worker.stop()
-                    while left and len(running) < parallel and stop.signum is None:
-                        member = left.popleft()
-                        try:
-                            running[member.name] = member, start(member.name, _to_go_on(member.config))
-                        except FastcifarError as error:
-                            yield member, error
-                    try:
-                        name, message = queue.get(timeout=_GLANCE)
-                    except Empty:
-                        continue
-                    if "say" in message:
-                        _lines_of(name, reporter).message(message["say"])
-                        continue
-                    member, _ = running.pop(name)
-                    if message["stopped"] and stop.signum is not None:
-                        unfinished += 1
-                    else:
-                        yield member, _failure(message)
-                if stop.signum is not None and (left or unfinished):
-                    raise StoppedError(stop.signum.name, 128 + stop.signum)
-        except KeyboardInterrupt:  # a second signal
-            for _, worker in running.values():
-                worker.kill()
-            raise
-        finally:
-            for _, worker in running.values():
-                worker.stop()
-            for _, worker in running.values():
-                worker.wait()
+    with _starter(left, parallel, queue) as start, _ended(running), signals.catch_stop() as stop:
+        while running or (left and stop.signum is None):
+            if stop.signum is not None:
+                for _, worker in running.values():
+                    worker.stop()
+            while left and len(running) < parallel and stop.signum is None:
+                member = left.popleft()
+                try:
+                    running[member.name] = member, start(member.name, _to_go_on(member.config))
+                except FastcifarError as error:
+                    yield member, error
+            try:
+                name, message = queue.get(timeout=_GLANCE)
+            except Empty:
+                continue
+            if "say" in message:
+                _lines_of(name, reporter).message(message["say"])
+                continue
+            member, _ = running.pop(name)
+            if message["stopped"] and stop.signum is not None:
+                unfinished += 1
+            else:
+                yield member, _failure(message)
+        if stop.signum is not None and (left or unfinished):
+            raise StoppedError(stop.signum.name, 128 + stop.signum)
+
+
+@contextlib.contextmanager
+def _ended(running: Mapping[str, tuple[Member, Worker | StreamWorker]]) -> Iterator[None]:
+    """For a block that starts runs: at its end they are told to stop, and waited for unless a second signal came."""
+    try:
+        yield
+    except KeyboardInterrupt:  # a second signal
+        for _, worker in running.values():
+            worker.kill()
+        raise
+    finally:
+        for _, worker in running.values():
+            worker.stop()
+        for _, worker in running.values():
+            worker.wait()
 
 
 @contextlib.contextmanager

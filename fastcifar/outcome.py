@@ -2,10 +2,11 @@
 
 Example:
     result = outcome(run, history, test, parameters=10, warmup_seconds=0.5)
-    write_pages(run, history, result, environment=environment, choices=summary.choices)
+    Pages(run, history, result, environment=environment, choices=summary.choices).write()
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from fastcifar.metrics import EpochStats, Mistakes, TestStats
 from fastcifar.reporter import RunResult
 from fastcifar.runs import Run
 
-__all__ = ["outcome", "write_pages"]
+__all__ = ["Pages", "outcome"]
 
 
 def outcome(
@@ -46,43 +47,50 @@ def outcome(
     )
 
 
-def write_pages(
-    run: Run,
-    history: Sequence[EpochStats],
-    result: RunResult,
-    *,
-    environment: Mapping[str, Any],
-    choices: Sequence[tuple[str, str]],
-    mistakes: Mistakes | None = None,
-) -> None:
-    """Write the figures and report.html to the run's folder.
+@dataclass(frozen=True)
+class Pages:
+    """What a run's figures and report.html show.
 
-    Args:
+    Attributes:
         run: the run.
         history: of each epoch.
         result: see `outcome`.
         environment: versions, hardware and data.
         choices: what was chosen, and why.
         mistakes: of the test, where they can be shown.
-
-    Raises:
-        OutputError: they cannot be written.
     """
-    from fastcifar.figures import write_figures  # matplotlib takes a second to import
-    from fastcifar.page import write_page
 
-    with run.writing():
-        write_page(
-            _page(run),
-            title=run.title,
-            config=run.config_json(),
-            environment=environment,
-            choices=choices,
-            history=history,
-            test=result.test,
-            result=result,
-            figures=write_figures(run.path / "figures", history, result.test, title=run.title, mistakes=mistakes),
-        )
+    run: Run
+    history: Sequence[EpochStats]
+    result: RunResult
+    environment: Mapping[str, Any]
+    choices: Sequence[tuple[str, str]]
+    mistakes: Mistakes | None = None
+
+    def write(self) -> None:
+        """Write them to the run's folder.
+
+        Raises:
+            OutputError: they cannot be written.
+        """
+        from fastcifar.figures import write_figures  # matplotlib takes a second to import
+        from fastcifar.page import write_page
+
+        run, test = self.run, self.result.test
+        with run.writing():
+            write_page(
+                _page(run),
+                title=run.title,
+                config=run.config_json(),
+                environment=self.environment,
+                choices=self.choices,
+                history=self.history,
+                test=test,
+                result=self.result,
+                figures=write_figures(
+                    run.path / "figures", self.history, test, title=run.title, mistakes=self.mistakes
+                ),
+            )
 
 
 def _page(run: Run) -> Path:

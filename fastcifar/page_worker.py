@@ -4,7 +4,7 @@ They take a second or two of Python code, for which all other runs of the proces
 
     with Drawers(2) as drawers:
         draw_with(drawers)          # in each of the threads
-        write_pages(run, history, result, environment=environment, choices=choices)
+        write_pages(pages)
 """
 
 import base64
@@ -14,18 +14,18 @@ import itertools
 import json
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from fastcifar import child, outcome
+from fastcifar import child
 from fastcifar.config import Recipe, TrainConfig
 from fastcifar.errors import OutputError
 from fastcifar.metrics import EpochStats, Mistakes, TestStats
+from fastcifar.outcome import Pages
 from fastcifar.reporter import RunResult
 from fastcifar.runs import Run
 from fastcifar.runtime import ALONE_IN_PROCESS
@@ -49,8 +49,6 @@ class Drawers:
             for _ in range(count):
                 self._processes.append(child.start(_CODE))
         self._numbers = itertools.count()
-        self._living = len(self._processes)
-        self._changing = threading.Lock()
         self._idle: SimpleQueue[Any] = SimpleQueue()
         for process in self._processes or [None]:
             self._idle.put(process)
@@ -60,12 +58,7 @@ class Drawers:
 
     def __exit__(self, *_: object) -> None:
         for process in self._processes:  # who asked has its answer, or has been given up
-            process.kill()
-        for process in self._processes:
-            process.wait()
-            with contextlib.suppress(OSError):  # what it did not read
-                process.stdin.close()
-            process.stdout.close()
+            child.end(process)
 
     def ask(self, order: Mapping[str, Any]) -> dict[str, Any] | None:
         """Have the next that is idle obey.
@@ -85,10 +78,9 @@ class Drawers:
                 self._idle.put(process)
                 return answer
         process.kill()
-        with self._changing:
-            self._living -= 1
-            if not self._living:
-                self._idle.put(None)  # for all who wait, one after another
+        process.wait()
+        if all(each.poll() is not None for each in self._processes):
+            self._idle.put(None)  # for all who wait, one after another
         return None
 
 
@@ -97,34 +89,17 @@ def draw_with(drawers: Drawers | None) -> None:
     _OF_THREAD.drawers = drawers
 
 
-def write_pages(
-    run: Run,
-    history: Sequence[EpochStats],
-    result: RunResult,
-    *,
-    environment: Mapping[str, Any],
-    choices: Sequence[tuple[str, str]],
-    mistakes: Mistakes | None = None,
-) -> None:
-    """As `outcome.write_pages`; returns when they are there. Drawn elsewhere they have matplotlib's own style.
+def write_pages(pages: Pages) -> None:
+    """Write them, and return when they are there. Drawn elsewhere they have matplotlib's own style.
 
     Raises:
         OutputError: they cannot be written.
     """
     drawers: Drawers | None = getattr(_OF_THREAD, "drawers", None)
-    answer = None
-    if drawers is not None:
-        answer = drawers.ask({
-            "run": {"path": str(run.path.absolute()), **run.config_json()},
-            "history": [dataclasses.asdict(stats) for stats in history],
-            "result": dataclasses.asdict(result),
-            "environment": dict(environment),
-            "choices": list(choices),
-            "mistakes": mistakes and {**vars(mistakes), "images": _packed(mistakes.images)},
-        })  # fmt: skip
+    answer = drawers.ask(_order(pages)) if drawers is not None else None
     if answer is None or not answer["drawn"]:
         with ALONE_IN_PROCESS:
-            outcome.write_pages(run, history, result, environment=environment, choices=choices, mistakes=mistakes)
+            pages.write()
     elif answer["error"] is not None:
         raise OutputError(answer["error"])
 
@@ -138,7 +113,7 @@ def serve() -> None:
         order = json.loads(line)
         answer: dict[str, Any] = {"number": order["number"], "drawn": True, "error": None}
         try:
-            _obey(order)
+            _pages(order).write()
         except OutputError as failure:
             answer["error"] = str(failure)
         except Exception:  # a fault of ours: it is met, and told, where they are drawn instead
@@ -148,26 +123,38 @@ def serve() -> None:
             output.flush()
 
 
-def _packed(images: NDArray[np.uint8]) -> dict[str, Any]:
-    return {"shape": images.shape, "bytes": base64.b64encode(images.tobytes()).decode("ascii")}
+def _order(pages: Pages) -> dict[str, Any]:
+    """Pages as JSON values."""
+    mistakes = pages.mistakes and vars(pages.mistakes)
+    if mistakes:
+        images = mistakes["images"]
+        packed = {"shape": images.shape, "bytes": base64.b64encode(images.tobytes()).decode("ascii")}
+        mistakes = {**mistakes, "images": packed}
+    return {
+        "run": {"path": str(pages.run.path.absolute()), **pages.run.config_json()},
+        "history": [dataclasses.asdict(stats) for stats in pages.history],
+        "result": dataclasses.asdict(pages.result),
+        "environment": dict(pages.environment),
+        "choices": list(pages.choices),
+        "mistakes": mistakes,
+    }
 
 
-def _unpacked(packed: Mapping[str, Any]) -> NDArray[np.uint8]:
-    return np.frombuffer(base64.b64decode(packed["bytes"]), np.uint8).reshape(packed["shape"])
-
-
-def _obey(order: Mapping[str, Any]) -> None:
+def _pages(order: Mapping[str, Any]) -> Pages:
+    """What `_order` made JSON values of."""
     run, result, mistakes = order["run"], order["result"], order["mistakes"]
     if mistakes is not None:
-        mistakes = Mistakes(**{**mistakes, "images": _unpacked(mistakes["images"])})
-    outcome.write_pages(
-        Run(
+        packed = mistakes["images"]
+        images = np.frombuffer(base64.b64decode(packed["bytes"]), np.uint8).reshape(packed["shape"])
+        mistakes = Mistakes(**{**mistakes, "images": images})
+    return Pages(
+        run=Run(
             path=Path(run["path"]),
             config=TrainConfig.from_json(run["config"]),
             recipe=Recipe.from_json(run["recipe"]),
         ),
-        [EpochStats(**stats) for stats in order["history"]],
-        RunResult(**{**result, "test": TestStats(**result["test"])}),
+        history=[EpochStats(**stats) for stats in order["history"]],
+        result=RunResult(**{**result, "test": TestStats(**result["test"])}),
         environment=order["environment"],
         choices=[(what, choice) for what, choice in order["choices"]],
         mistakes=mistakes,

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fastcifar import child, outcome, page_worker
+from fastcifar import child, page_worker
 from fastcifar.config import TrainConfig
 from fastcifar.errors import OutputError
 from fastcifar.metrics import Mistakes
+from fastcifar.outcome import Pages
 from fastcifar.page_worker import Drawers, draw_with, write_pages
 from fastcifar.recipes import resolve
 from fastcifar.runs import Run
@@ -32,10 +33,12 @@ def make_run(path: Path) -> Run:
     return Run(path=path, config=config, recipe=resolve(config))
 
 
-def pages() -> dict[str, Any]:
+def pages(path: Path, done: int = 1, **others: Any) -> Pages:
     images = np.random.default_rng(0).integers(0, 256, (9, 32, 32, 3), np.uint8)
     wrong = Mistakes(images=images, truth=CIFAR10[:9], taken_for=CIFAR10[1:], wrong=1234)
-    return {"environment": {"python": "3.11", "gpus": []}, "choices": (("device", "cpu"),), "mistakes": wrong}
+    told: dict[str, Any] = {"environment": {"python": "3.11", "gpus": []}, "choices": (("device", "cpu"),)}
+    history = make_epochs(done, epochs=max(done, 1))
+    return Pages(run=make_run(path), history=history, result=make_result(), **{**told, "mistakes": wrong, **others})
 
 
 def written(path: Path) -> dict[str, bytes]:
@@ -44,11 +47,11 @@ def written(path: Path) -> dict[str, bytes]:
 
 def test_they_are_byte_for_byte_those_drawn_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with Drawers(1) as drawers, monkeypatch.context() as patched:
-        patched.setattr(outcome, "write_pages", lambda *arguments, **options: pytest.fail("drawn here"))
+        patched.setattr(Pages, "write", lambda pages: pytest.fail("drawn here"))
         draw_with(drawers)
-        write_pages(make_run(tmp_path / "a"), make_epochs(3, epochs=3), make_result(), **pages())
-        write_pages(make_run(tmp_path / "b"), make_epochs(1), make_result(), **{**pages(), "mistakes": None})
-    outcome.write_pages(make_run(tmp_path / "c"), make_epochs(3, epochs=3), make_result(), **pages())
+        write_pages(pages(tmp_path / "a", 3))
+        write_pages(pages(tmp_path / "b", mistakes=None))
+    pages(tmp_path / "c", 3).write()
     there, here = written(tmp_path / "a"), written(tmp_path / "c")
     assert set(there) == {
         "report.html",
@@ -62,19 +65,20 @@ def test_they_are_byte_for_byte_those_drawn_here(tmp_path: Path, monkeypatch: py
 def test_what_cannot_be_written_is_an_error_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = make_run(tmp_path / "run")
     (run.path / "figures").write_text("in the way")
-    monkeypatch.setattr(outcome, "write_pages", lambda *arguments, **options: pytest.fail("drawn here"))
+    monkeypatch.setattr(Pages, "write", lambda pages: pytest.fail("drawn here"))
     with Drawers(1) as drawers:
         draw_with(drawers)
         with pytest.raises(OutputError, match=r"run/figures.* cannot be written") as there:
-            write_pages(run, make_epochs(1), make_result(), **pages())
+            write_pages(pages(run.path))
         (run.path / "figures").unlink()
-        write_pages(run, make_epochs(1), make_result(), **pages())  # the process goes on
+        write_pages(pages(run.path))  # the process goes on
     assert "\n" not in str(there.value)
 
 
 SAYS = (
     "import json, sys\nfor line in sys.stdin: print(json.dumps({'number': json.loads(line)['number'], %s}), flush=True)"
 )
+CLAIMS = SAYS % "'drawn': True, 'error': None"
 GONE = {
     "at once": "",
     "when it is asked": "import sys; sys.stdin.readline(); raise SystemExit(9)",
@@ -90,21 +94,21 @@ def test_where_a_process_is_gone_they_are_drawn_here(
 ) -> None:
     monkeypatch.setattr(page_worker, "_CODE", GONE[way])
     drawn: list[Path] = []
-    monkeypatch.setattr(outcome, "write_pages", lambda run, *arguments, **options: drawn.append(run.path))
+    monkeypatch.setattr(Pages, "write", lambda pages: drawn.append(pages.run.path))
     with Drawers(count) as drawers:
         draw_with(drawers)
         for name in ("a", "b", "c"):
-            write_pages(make_run(tmp_path / name), make_epochs(1), make_result(), **pages())
+            write_pages(pages(tmp_path / name))
     assert drawn == [tmp_path / name for name in ("a", "b", "c")]
 
 
 def test_the_block_waits_for_no_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(page_worker, "_CODE", "import time; time.sleep(600)")
-    monkeypatch.setattr(outcome, "write_pages", lambda *arguments, **options: None)
+    monkeypatch.setattr(Pages, "write", lambda pages: None)
 
     def ask() -> None:
         draw_with(drawers)
-        write_pages(make_run(tmp_path / "a"), make_epochs(1), make_result(), **pages())
+        write_pages(pages(tmp_path / "a"))
 
     threads = [threading.Thread(target=ask, daemon=True) for _ in range(2)]  # one is asked, one waits for its turn
     with Drawers(1) as drawers:
@@ -124,22 +128,22 @@ def test_a_system_that_gives_no_process_draws_here(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(child, "start", refused)
     with Drawers(2) as drawers:
         draw_with(drawers)
-        write_pages(make_run(tmp_path / "a"), make_epochs(1), make_result(), **pages())
+        write_pages(pages(tmp_path / "a"))
     assert "report.html" in written(tmp_path / "a")
 
 
 def test_only_the_thread_that_asks_leaves_them_to_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(page_worker, "_CODE", SAYS % "'drawn': True, 'error': None")
+    monkeypatch.setattr(page_worker, "_CODE", CLAIMS)
     drawn: list[Path] = []
-    monkeypatch.setattr(outcome, "write_pages", lambda run, *arguments, **options: drawn.append(run.path))
+    monkeypatch.setattr(Pages, "write", lambda pages: drawn.append(pages.run.path))
 
     def elsewhere() -> None:
         draw_with(drawers)
-        write_pages(make_run(tmp_path / "a"), make_epochs(1), make_result(), **pages())
+        write_pages(pages(tmp_path / "a"))
 
     with Drawers(1) as drawers:
         thread = threading.Thread(target=elsewhere)
         thread.start()
         thread.join()
-        write_pages(make_run(tmp_path / "b"), make_epochs(1), make_result(), **pages())
+        write_pages(pages(tmp_path / "b"))
     assert drawn == [tmp_path / "b"]

@@ -35,6 +35,7 @@ from fastcifar.recipes import RECIPES
 from fastcifar.reporter import NullReporter
 from fastcifar.seeds import SeedsResult, fit_seeds, seeds_table
 from fastcifar.stream_worker import StreamWorker, suits
+from tests.test_page_worker import CLAIMS
 from tests.threads import on_threads
 
 TINY = Arch(blocks=((4,), (4,), (4,), (4,)), hidden=(8,))
@@ -261,12 +262,6 @@ def test_processes_told_to_stop_save_and_go_on_bit_for_bit(data: str, capfd: pyt
         fit(config(data, epochs=epochs, seed=int(path.name[5:]), out=Path(f"alone-{path.name}")))
         assert_same_run(path, Path(f"alone-{path.name}"))
     assert states() == ["done"] * 2
-
-
-CLAIMS = """import json, sys
-for line in sys.stdin:
-    print(json.dumps({"number": json.loads(line)["number"], "drawn": True, "error": None}), flush=True)
-"""
 
 
 @pytest.fixture

@@ -47,7 +47,7 @@ ARROWS: dict[str, set[str]] = {
     "page": {"reporter", "formats"},
     "checkpoint": set(),
     "runs": {"checkpoint"},
-    "data": set(),
+    "data": {"child"},
     "kernels": set(),
     "loader": {"batch_op", "batches", "data", "kernels", "pipeline", "placement", "position", "runtime"},
     "evaluation": {"loader", "data", "ranks", "runtime"},
@@ -106,7 +106,7 @@ GUARDED = {
     "nvidia": {"kernels.dali"},
     "triton": {"kernels.cuda_loops"},
     "PIL": {"data.images", "data.items", "data.folders"},
-    "subprocess": {"child", "data.decoders"},
+    "subprocess": {"child"},
 }
 BARRED_CALLS = {("pickle", "load"), ("pickle", "loads"), ("torch", "load"), ("tarfile", "extractall")}
 GLOBAL_STATE = (

@@ -6,8 +6,10 @@ Example:
 Legend: B rows of a batch, C channels, H x W pixels.
 """
 
+import atexit
 import json
 import random
+import subprocess
 import sys
 import time
 import traceback
@@ -60,6 +62,39 @@ def run_guarded(steps: Mapping[str, Step], paths: Sequence[Path], *, seconds: fl
             path.write_text(text, encoding="utf-8")
         print(f"{'ok    ' if results[name]['ok'] else 'FAILED'} {name}", flush=True)
     return all(result["ok"] for result in results.values())
+
+
+class OwnTests:
+    """The tests that need a CUDA device, in a process of their own, beside steps that take no times."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[str] | None = None
+
+    def begin(self, step: Step) -> Step:
+        """`step`, with the tests begun first."""
+
+        def both() -> Any:
+            command = [sys.executable, "-m", "pytest", "-q", "-m", "cuda", "-p", "no:cacheprovider", "tests/gpu"]
+            pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+            self._process = subprocess.Popen(command, cwd=ROOT, **pipes)
+            atexit.register(self._process.kill)  # whatever becomes of us, and of the step that waits for them
+            return step()
+
+        return both
+
+    def end(self) -> dict[str, Any]:
+        """Their last line, as soon as they have ended."""
+        if self._process is None:
+            raise AssertionError("they were not begun")
+        try:
+            said, _ = self._process.communicate(timeout=240)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            said, _ = self._process.communicate()
+            raise AssertionError(f"pytest did not end\n{said[-8000:]}") from None
+        if self._process.returncode:
+            raise AssertionError(f"pytest ended with {self._process.returncode}\n{said[-8000:]}")
+        return {"last_line": said.strip().splitlines()[-1]}
 
 
 def option_sets(count: int) -> Iterator[tuple[tuple[int, int, int], dict[str, Any]]]:

@@ -4,10 +4,7 @@ Example:
     run_guarded(steps("digits"), [path], seconds=300)
 """
 
-import atexit
 import itertools
-import subprocess
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -20,7 +17,7 @@ from unittest import mock
 import numpy as np
 import torch
 from gpu_parts import (
-    ROOT,
+    OwnTests,
     Step,
     bytes_moved,
     launches_for,
@@ -247,39 +244,6 @@ def loader_speed() -> dict[str, Any]:
             for batch in (512, 2048)
         }
         return race(contestants, repeats=7)
-
-
-class OwnTests:
-    """The tests that need a CUDA device, in a process of their own, beside steps that take no times."""
-
-    def __init__(self) -> None:
-        self._process: subprocess.Popen[str] | None = None
-
-    def begin(self, step: Step) -> Step:
-        """`step`, with the tests begun first."""
-
-        def both() -> Any:
-            command = [sys.executable, "-m", "pytest", "-q", "-m", "cuda", "-p", "no:cacheprovider", "tests/gpu"]
-            pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-            self._process = subprocess.Popen(command, cwd=ROOT, **pipes)
-            atexit.register(self._process.kill)  # whatever becomes of us, and of the step that waits for them
-            return step()
-
-        return both
-
-    def end(self) -> dict[str, Any]:
-        """Their last line, as soon as they have ended."""
-        if self._process is None:
-            raise AssertionError("they were not begun")
-        try:
-            said, _ = self._process.communicate(timeout=240)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            said, _ = self._process.communicate()
-            raise AssertionError(f"pytest did not end\n{said[-8000:]}") from None
-        if self._process.returncode:
-            raise AssertionError(f"pytest ended with {self._process.returncode}\n{said[-8000:]}")
-        return {"last_line": said.strip().splitlines()[-1]}
 
 
 def device() -> dict[str, Any]:

@@ -13,8 +13,6 @@ import dataclasses
 import json
 import os
 import queue
-import subprocess
-import sys
 import threading
 from collections import deque
 from collections.abc import Generator, Iterable, Sequence
@@ -23,6 +21,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from fastcifar import child
 from fastcifar.data.images import Decoded, Decoding, Failure, decode_block, keep_freed_memory
 
 __all__ = ["available_cores", "decode_blocks"]
@@ -99,7 +98,7 @@ class _Helper:
         self._how = how
         self._lock = threading.Lock()  # between starting a process and stopping for good
         self._stopped = False
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: child.Child | None = None
 
     def decode(self, paths: Sequence[str]) -> Decoded:
         """`decode_block`, there. A file that ends two processes is a failure like any other (one may be killed)."""
@@ -137,25 +136,15 @@ class _Helper:
         self._end()
         raise _DiedError(f"ends the process that decodes it (status {process.returncode})")
 
-    def _started(self) -> subprocess.Popen[bytes]:
+    def _started(self) -> child.Child:
         with self._lock:
             if self._stopped:
                 raise _StoppedError
             if self._process is None:
-                self._process = subprocess.Popen(
-                    [sys.executable, "-P", "-c", _CODE, json.dumps(sys.path)],  # -P: no json.py of the folder we are in
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.DEVNULL,
-                    start_new_session=True,  # Ctrl-C is for this process, which ends the others
-                )
+                self._process = child.start(_CODE, quiet=True)
             return self._process
 
     def _end(self) -> None:
         process, self._process = self._process, None
         if process is not None:
-            process.kill()
-            process.wait()
-            for pipe in (process.stdin, process.stdout):
-                with contextlib.suppress(OSError):  # what it was not told in time
-                    pipe.close()  # type: ignore[union-attr]
+            child.end(process)
