@@ -92,18 +92,31 @@ def _rescale(parameters: list[Tensor]) -> None:
 
 def _orthogonalize_each(updates: list[Tensor], products: torch.dtype) -> list[Tensor]:
     """Orthogonalise each, those of one shape in one batch: a GPU's time here is launches."""
-    wide = [update.reshape(len(update), -1) for update in updates]
+    wide = [_matrix(update) for update in updates]
     wide = [matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T for matrix in wide]
     places: dict[torch.Size, list[int]] = {}
     for index, matrix in enumerate(wide):
         places.setdefault(matrix.shape, []).append(index)
     found = list(updates)
     for indices in places.values():
-        batch = orthogonalize(torch.stack([wide[index] for index in indices]), products)
+        same = [wide[index] for index in indices]
+        batch = orthogonalize(torch.stack(same) if len(same) > 1 else same[0][None], products)
         for index, matrix in zip(indices, batch.unbind(), strict=True):
             like = updates[index]
-            found[index] = (matrix if matrix.shape[0] == len(like) else matrix.T).reshape(like.shape)
+            found[index] = _filters(matrix if matrix.shape[0] == len(like) else matrix.T.contiguous(), like)
     return found
+
+
+def _matrix(filters: Tensor) -> Tensor:
+    """As [out, the rest], in the order that they have in memory: which one changes nothing, and no copy is made."""
+    return (filters if filters.is_contiguous() else filters.movedim(1, -1)).flatten(1)
+
+
+def _filters(matrix: Tensor, like: Tensor) -> Tensor:
+    """What `_matrix` makes of filters like these, as filters again."""
+    if like.is_contiguous():
+        return matrix.view(like.shape)
+    return matrix.view(like.movedim(1, -1).shape).movedim(-1, 1)
 
 
 def orthogonalize(matrices: Tensor, products: torch.dtype = torch.float32) -> Tensor:
@@ -123,15 +136,18 @@ def orthogonalize(matrices: Tensor, products: torch.dtype = torch.float32) -> Te
     Returns:
         float32[N, R, C].
     """
-    x = (matrices / matrices.norm(dim=(1, 2), keepdim=True).clamp_min(_TINY)).to(products)
-    halved = loops.takes_symmetric(x)
+    sizes = matrices.norm(dim=(1, 2), keepdim=True).clamp_min(_TINY)
+    halved = products == torch.float32 and loops.takes_symmetric(matrices)
     multiply = loops.symmetric if halved else torch.bmm  # all these commute, so that their products are symmetric
-    gram = loops.gram(x) if halved else torch.bmm(x, x.mT)
+    x = matrices if halved else (matrices / sizes).to(products)
+    gram = loops.gram(matrices, sizes) if halved else torch.bmm(x, x.mT)
     product = factor = _factor(gram, multiply)
     for _ in range(_STEPS - 1):
         gram = multiply(factor, multiply(factor, gram))  # of the new X: the two commute
         factor = _factor(gram, multiply)
         product = multiply(factor, product)
+    if halved:
+        product.div_(sizes)  # the smaller one
     return torch.bmm(product, x).to(matrices.dtype)
 
 

@@ -32,10 +32,21 @@ def test_gram_matrices_and_their_products(count: int, depth: int, side: int, see
     expected = exact.mT @ exact
     torch.testing.assert_close(found, expected.float(), rtol=1e-4, atol=1e-3)
     assert torch.equal(found, found.mT)
-    assert torch.equal(products.gram(values.mT), found)
+    sizes = 1 + torch.rand(count, 1, 1)
+    torch.testing.assert_close(products.gram(values.mT, sizes), found / sizes**2, rtol=1e-4, atol=1e-3)
     cube = products.symmetric(found, products.symmetric(found, found))
     wrong = (cube - expected @ expected @ expected).abs().max()
     assert wrong <= 1e-4 * cube.abs().max()
+
+
+def test_fresh_sums_forget_what_was_there() -> None:
+    slopes, tiles = _made(2, 150, 48), _made(2, 150, 32, seed=1)
+    expected = slopes.mT.double() @ tiles.double()
+    sums = torch.full((2, products.up(48, products.TALL), 32), torch.nan)
+    products.add_products(slopes, tiles, sums, 48, fresh=True)
+    torch.testing.assert_close(sums, expected.float(), rtol=1e-4, atol=1e-4)
+    products.add_products(slopes, tiles, sums, 48)
+    torch.testing.assert_close(sums, 2 * expected.float(), rtol=1e-4, atol=1e-4)
 
 
 def test_threads_change_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:

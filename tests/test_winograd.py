@@ -341,7 +341,7 @@ def test_a_users_defaults_change_nothing(arch: str, default: torch.dtype | str) 
     net, images = build_model(arch, num_classes=10).to(memory_format=LAST), _images((16, 3, 20, 20))  # type: ignore[call-overload]
     same = copy.deepcopy(net)
     net(images).square().sum().backward()
-    matrix = _images((1, 1, 512, 512))[0]  # Muon's products, too
+    matrix, sizes = _images((1, 1, 512, 512))[0], torch.ones(1, 1, 1)  # Muon's products, too
     winograd._zeros.cache_clear()
     winograd._evaluation.cache_clear()
     with contextlib.ExitStack() as stack:
@@ -351,7 +351,7 @@ def test_a_users_defaults_change_nothing(arch: str, default: torch.dtype | str) 
             stack.callback(torch.set_default_dtype, torch.get_default_dtype())
             torch.set_default_dtype(default)
         same(images).square().sum().backward()
-        found = products.symmetric(products.gram(matrix), products.gram(matrix))
+        found = products.symmetric(products.gram(matrix, sizes), products.gram(matrix, sizes))
     for one, other in zip(net.parameters(), same.parameters(), strict=True):
         assert (one.grad is None) == (other.grad is None)
         assert one.grad is None or torch.equal(one.grad, other.grad)  # type: ignore[arg-type]

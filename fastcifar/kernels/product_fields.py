@@ -11,11 +11,14 @@ LEFT_STEP, RIGHT_STEP, OUT_STEP, LEFT_PITCH, RIGHT_PITCH, OUT_PITCH = range(3, 9
 ROWS, COLUMNS, DEPTH, COUNT = range(9, 13)
 """Of an output, which has a multiple of 16 columns; the products in each sum; and parts of all outputs together."""
 
+FRESH = 13
+"""Whether sums begin at zero, rather than at what is there."""
+
 TALL: Final = 6
 """Rows of a block of sums: with 16 columns they fill the registers of AVX2."""
 
 SPAN: Final = 96
 """Rows that a thread takes at a time, a multiple of `TALL`."""
 
-FUNCTIONS: Final = {"multiply": 1, "add_products": 1, "add_upper": 1}
+FUNCTIONS: Final = {"multiply": 1, "add_products": 1, "add_upper": 1, "mirror": 1}
 """The functions of `product_loops`, and how many int64 each takes; each gives one back."""

@@ -1,8 +1,9 @@
 """The compiled loops of `products`: a block of 6 x 16 sums stays in registers.
 
     multiply(job)       # rows times filters: makes what is left of the job's parts; any number of threads may call it
-    add_products(job)   # rows times rows, summed over the rows and added to what is there
+    add_products(job)   # rows times rows, summed over the rows and added to what is there, or instead of it
     add_upper(job)      # the same, but for the blocks that are wholly below the diagonal
+    mirror(job)         # copies what is above the diagonal to below it
 
 A job is int64 words, see `product_fields`. Every sum is taken in one order, whatever the number of threads. Blocks
 hang over: there is room for rows up to a multiple of 6, and what is in it, and comes to it, is for nobody.
@@ -13,13 +14,14 @@ hang over: there is room for rows up to a multiple of 6, and what is in it, and 
 
 import numpy as np
 
-from fastcifar.kernels.cpu_words import fetch_add, get64, get_float, word
+from fastcifar.kernels.cpu_words import fetch_add, get64, get_float, put_float, word
 from fastcifar.kernels.lanes import fma, load6, load_float32, splat, store6
 from fastcifar.kernels.norm_fields import LANES, NEXT
 from fastcifar.kernels.product_fields import (
     COLUMNS,
     COUNT,
     DEPTH,
+    FRESH,
     LEFT,
     LEFT_PITCH,
     LEFT_STEP,
@@ -76,18 +78,28 @@ def _adding(upper):
 
     def body(job, left, right, out, first, end):
         depth, pitch, out_pitch = get64(job, DEPTH), get64(job, LEFT_PITCH), get64(job, OUT_PITCH)
-        below = get64(job, RIGHT_PITCH)
+        below, zero = get64(job, RIGHT_PITCH), splat(np.float32(0))
         for start in range(0, depth, SPAN):  # so many rows stay in the cache
-            count = min(SPAN, depth - start)
+            count, first_of_all = min(SPAN, depth - start), start == 0 and get64(job, FRESH) != 0
             for column in range(0, get64(job, COLUMNS), LANES):
                 for row in range(first, min(end, column + LANES) if upper else end, TALL):
                     at = out + row * out_pitch + 4 * column
                     here = left + start * pitch + 4 * row
-                    sums = load6(at, out_pitch)
+                    sums = (zero, zero, zero, zero, zero, zero) if first_of_all else load6(at, out_pitch)
                     found = _block(here, 4, pitch, right + start * below + 4 * column, below, count, sums)
                     store6(at, out_pitch, found)
 
     return word(body)
+
+
+@word
+def _mirror(job, left, right, out, first, end):
+    """Copy rows `first` to `end` of OUT below its diagonal from above it, sixteen columns at a time."""
+    pitch = get64(job, OUT_PITCH)
+    for start in range(0, end, LANES):
+        for row in range(max(first, start), end):
+            for column in range(start, min(start + LANES, row)):
+                put_float(out + row * pitch, column, get_float(out + column * pitch, row))
 
 
 def _whole(body):
@@ -109,4 +121,5 @@ def _whole(body):
     return function
 
 
-multiply, add_products, add_upper = _whole(_multiply), _whole(_adding(False)), _whole(_adding(True))
+multiply, mirror = _whole(_multiply), _whole(_mirror)
+add_products, add_upper = _whole(_adding(False)), _whole(_adding(True))

@@ -6,7 +6,6 @@
 Every sum is taken in one order, whatever the number of threads. On AVX2 they take no longer than PyTorch's `bmm`.
 """
 
-import functools
 import math
 
 import torch
@@ -49,26 +48,31 @@ def multiply(left: Tensor, filters: Tensor, columns: int) -> Tensor:
     return out
 
 
-def add_products(slopes: Tensor, tiles: Tensor, sums: Tensor, count: int) -> None:
-    """Add to sums [N, K, C] the products of slopes [N, rows, K], transposed, and tiles [N, rows, C]."""
-    _run("add_products", slopes, tiles, sums, rows=count, columns=sums.shape[2], depth=slopes.shape[1])
+def add_products(slopes: Tensor, tiles: Tensor, sums: Tensor, count: int, *, fresh: bool = False) -> None:
+    """Add to sums [N, K, C] the products of slopes [N, rows, K], transposed, and tiles [N, rows, C].
+
+    A fresh sum is of these alone: what is there does not count.
+    """
+    _run("add_products", slopes, tiles, sums, rows=count, columns=sums.shape[2], depth=slopes.shape[1], fresh=fresh)
 
 
 def combined(factors: Tensor, values: Tensor) -> Tensor:
     """float32 [M, N]: factors [depth, M], transposed, times values [depth, N]; M a multiple of 6, N of 16."""
     count, columns = factors.shape[1], values.shape[1]
-    out = torch.zeros((count, columns), dtype=torch.float32, device="cpu")
+    out = torch.empty((count, columns), dtype=torch.float32, device="cpu")
     width = math.gcd(columns, _WIDTH)
     strips, sums = (matrix.view(len(matrix), -1, width).transpose(0, 1) for matrix in (values, out))
-    add_products(factors.expand(len(strips), -1, -1), strips, sums, count)
+    add_products(factors.expand(len(strips), -1, -1), strips, sums, count, fresh=True)
     return out
 
 
-def _run(name: str, left: Tensor, right: Tensor, out: Tensor, *, rows: int, columns: int, depth: int) -> None:
+def _run(
+    name: str, left: Tensor, right: Tensor, out: Tensor, *, rows: int, columns: int, depth: int, fresh: bool = False
+) -> None:
     """Call a loop that makes matrices of as many pairs."""
     parts = len(left) * -(-rows // SPAN)
     job = new_job(product_fields, left=left, right=right, out=out)
-    set_numbers(job, product_fields, rows=rows, columns=columns, depth=depth, count=parts)
+    set_numbers(job, product_fields, rows=rows, columns=columns, depth=depth, count=parts, fresh=fresh)
     for side, matrices in (("left", left), ("right", right), ("out", out)):
         step, pitch, *_, unit = matrices.stride()
         if unit != 1 or matrices.dtype != torch.float32:
@@ -88,10 +92,14 @@ def takes_symmetric(matrices: Tensor) -> bool:
     )
 
 
-def gram(matrices: Tensor) -> Tensor:
-    """The products X X^T, float32 [N, R, R] in room of `planes`, of matrices [N, R, C]; see `takes_symmetric`."""
+def gram(matrices: Tensor, sizes: Tensor) -> Tensor:
+    """The products X X^T, float32 [N, R, R] in room of `planes`, of X = matrices [N, R, C] / sizes [N, 1, 1].
+
+    See `takes_symmetric`.
+    """
     count, side, depth = matrices.shape
-    columns = planes(count, depth, side)[:, :, :side].copy_(matrices.mT)
+    columns = planes(count, depth, side)[:, :, :side]
+    torch.div(matrices.mT, sizes, out=columns)
     return symmetric(columns, columns)
 
 
@@ -106,13 +114,7 @@ def symmetric(left: Tensor, right: Tensor) -> Tensor:
         float32 [N, R, R], in room of `planes`.
     """
     count, depth, side = left.shape
-    found = planes(count, side, side)[:, :, :side].zero_()
-    _run("add_upper", left, right, found, rows=side, columns=side, depth=depth)
-    found.copy_(torch.where(_above(side), found, found.mT))
+    found = planes(count, side, side)[:, :, :side]
+    for name in ("add_upper", "mirror"):
+        _run(name, left, right, found, rows=side, columns=side, depth=depth, fresh=True)
     return found
-
-
-@functools.cache
-def _above(side: int) -> Tensor:
-    """Where the diagonal is and what is above it: bool [side, side]."""
-    return torch.ones(side, side, dtype=torch.bool, device="cpu").triu()

@@ -111,12 +111,12 @@ class _Convolution(torch.autograd.Function):
         filters = _at_points(weight.transpose(0, 1), tiling.side) if for_images else None
         ones = tiling.points + 1  # the plane of points 1 and 1, where a polynomial is the sum of its numbers
         size = (tiling.points**2, up(count, TALL), up(channels, LANES))
-        sums = torch.zeros(size, **_FLOATS) if for_weight else None
+        sums = torch.empty(size, **_FLOATS) if for_weight else None
         biases = torch.zeros(count, **_FLOATS) if for_bias else None
         for part in _parts(images, count):
             slopes = _planes_of("gather_back", gradient[part])
             if sums is not None:
-                add_products(slopes, _planes_of("gather", images[part]), sums, count)
+                add_products(slopes, _planes_of("gather", images[part]), sums, count, fresh=part.start == 0)
             if biases is not None:
                 biases += slopes[ones, :, :count].sum(0)
             if found is not None and filters is not None:
