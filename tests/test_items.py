@@ -1,5 +1,6 @@
 """Map-style data sets to a store: whatever gives (image, label), and nothing that would be scaled silently."""
 
+import io
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from fastcifar import convert_dataset
 from fastcifar.errors import ConfigError, DataError
 from tests.image_trees import noise
 
+DEEP_PPM = b"P6\n6 8\n65535\n" + bytes(288)  # in colour, and not loaded yet: Pillow would cut its values off to 8 bits
 PIXELS = [noise(8, 6, seed=k) for k in range(5)]
 
 
@@ -105,6 +107,7 @@ def test_many_items_are_written_in_blocks(tmp_path: Path) -> None:
         (lambda pixels, index: pixels, DataError, r"is a ndarray of shape \[8, 6, 3\], expected \(image, label\)"),
         (lambda pixels, index: {"image": pixels, "label": 0}, DataError, "is a dict, expected"),
         (lambda pixels, index: (Image.new("I;16", (6, 8)), 0), DataError, "the image has more than 8 bits"),
+        (lambda pixels, index: (Image.open(io.BytesIO(DEEP_PPM)), 0), DataError, "the image has more than 8 bits"),
         (lambda pixels, index: Path("/nowhere/x.jpg").read_bytes(), DataError, r"train\[0\]: cannot be had: .*nowhere"),
     ],
 )

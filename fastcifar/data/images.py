@@ -99,12 +99,13 @@ def pixels(image: Image.Image, channels: int) -> NDArray[np.uint8]:
     Raises:
         ValueError: it has more than 8 bits a channel.
     """
+    _refuse_deep(image)
     return np.asarray(_converted(image, channels)).reshape(image.height, image.width, channels)
 
 
 def is_grey(image: Image.Image) -> bool:
     """Whether a Pillow image has no colour, by its mode."""
-    return image.mode in _GREY or image.mode in _DEEP
+    return image.mode in _GREY
 
 
 def peek(path: str, *, upright: bool) -> tuple[tuple[int, int], bool] | None:
@@ -187,9 +188,15 @@ def _opened(path: str, *, upright: bool) -> Iterator[Image.Image]:
     with open(path, "rb") as file, Image.open(file, formats=_FORMATS) as image:
         if image.width * image.height > _MOST_PIXELS:
             raise _RefusedError(f"claims {image.width} x {image.height} pixels, more than the {_MOST_PIXELS:,} allowed")
-        if (raw := _deep_format(image)) is not None:
-            raise _RefusedError(f"has more than 8 bits a pixel and channel ({raw}): convert it first")
+        _refuse_deep(image)
         yield ImageOps.exif_transpose(image) if upright else image
+
+
+def _refuse_deep(image: Image.Image) -> None:
+    """Raise where a channel has more than 8 bits: in the image, or in the file that it is still to be loaded from."""
+    found = f"Pillow's mode {image.mode}" if image.mode in _DEEP else _deep_format(image)
+    if found is not None:
+        raise _RefusedError(f"has more than 8 bits a pixel and channel ({found}): convert it first")
 
 
 def _deep_format(image: Image.Image) -> str | None:
@@ -219,8 +226,6 @@ def _decode(path: str, how: Decoding) -> NDArray[np.uint8]:
 
 
 def _converted(image: Image.Image, channels: int) -> Image.Image:
-    if image.mode in _DEEP:
-        raise _RefusedError(f"has more than 8 bits a pixel and channel (Pillow's mode {image.mode}): convert it first")
     return image.convert("L" if channels == 1 else "RGB")
 
 
