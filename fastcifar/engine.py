@@ -116,9 +116,8 @@ def _after_restart(config: TrainConfig, ranks: Ranks) -> TrainConfig:
     """The options with which torchrun's restart goes on: from the newest checkpoint, or from the beginning."""
     if config.out is None or not ranks.restarted:
         return config
-    if ranks.first and not checkpoint.saved(config.out / "checkpoints"):
-        with contextlib.suppress(CheckpointError, ConfigError):
-            runs.reopen(config.out, config).discard()
+    if ranks.first:
+        runs.clear_unsaved(config)
     found = ranks.tell("saved" if ranks.first and checkpoint.saved(config.out / "checkpoints") else "")
     return dataclasses.replace(config, out=None, resume=config.out) if found else config
 

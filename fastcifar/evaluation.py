@@ -32,7 +32,7 @@ _SHOWN = 40
 
 
 class StopSeenError(Exception):
-    """The stop request was seen between two batches; `signum` asked for it."""
+    """The stop request was seen before a prediction; `signum` asked for it."""
 
     def __init__(self, signum: signal.Signals) -> None:
         super().__init__(signum.name)
@@ -106,11 +106,13 @@ def evaluate(
         runtime: precision and device.
         size: side in pixels to which the images are reduced; None for their own.
         tta: test-time augmentation, whose accuracy is found beside the plain one.
-        stop: looked at between batches.
+        stop: looked at before each prediction, of which one may take seconds.
         ranks: that evaluate together, each its part of each batch of its `loader`; all find the same.
     """
 
     def predict(images: Tensor) -> Tensor:
+        if (signum := ranks.asked(stop)) is not None:
+            raise StopSeenError(signum)
         with runtime.autocast():  # one layout for all views, or what is compiled would be compiled again
             logits: Tensor = model(images.contiguous(memory_format=runtime.memory_format))
         return logits.float()
@@ -130,8 +132,6 @@ def evaluate(
                 tta_totals.add_no_sync(tta_logits(predict, images, logits, tta), labels)
             predictions.append(logits.argmax(1))
             truth.append(labels)
-            if (signum := ranks.asked(stop)) is not None:
-                raise StopSeenError(signum)
     finally:
         model.train(was_training)
     loss, accuracy, _ = totals.read()

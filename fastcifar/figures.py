@@ -70,12 +70,12 @@ def _curves(
         raise ValueError("history must have at least one epoch, got none")
     figure = Figure(figsize=(6.4, 4.0), layout="constrained")
     axes = figure.add_subplot()
-    marker = "o" if len(history) <= 30 else ""  # a single epoch has no line to see
     for name, color, line, value in (
         ("train", _TRAIN, "-", of_train),
         (history[-1].evaluated, _EVAL, "--", of_eval),
     ):
         points = {stats.epoch: found for stats in history if (found := value(stats)) is not None}
+        marker = "o" if len(points) <= 30 else ""  # a single epoch has no line to see
         axes.plot([*points], [*points.values()], line, color=color, marker=marker, markersize=3.5, label=name)
     _plain(axes.set_title(textwrap.fill(title, 60)))
     axes.set_xlabel("epoch")

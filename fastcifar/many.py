@@ -27,10 +27,9 @@ from fastcifar.checkpoint import saved
 from fastcifar.config import TrainConfig
 from fastcifar.engine import fit, open_data
 from fastcifar.errors import ConfigError, FastcifarError, StoppedError
-from fastcifar.publish import read_file, remove_stale
-from fastcifar.recipes import resolve
+from fastcifar.publish import read_file
 from fastcifar.reporter import Reporter
-from fastcifar.runs import Run, locked
+from fastcifar.runs import clear_unsaved
 from fastcifar.stream_worker import StreamWorker, stream_threads, suits
 from fastcifar.worker import LineReporter, Lines, Worker
 
@@ -251,15 +250,8 @@ def _to_go_on(config: TrainConfig) -> TrainConfig:
     Raises:
         OutputError: another process works on it.
     """
+    clear_unsaved(config)  # what a crash before the first checkpoint left
     path = config.out or Path()
-    if not saved(path / "checkpoints") and path.exists():  # what a crash before the first checkpoint left
-        with locked(path):
-            if not saved(path / "checkpoints"):
-                remove_stale(path)
-                remove_stale(path / "checkpoints")
-                with contextlib.suppress(OSError):
-                    (path / "checkpoints").rmdir()
-                Run(path=path, config=config, recipe=resolve(config)).discard()
     return dataclasses.replace(config, out=None, resume=path) if saved(path / "checkpoints") else config
 
 

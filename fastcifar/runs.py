@@ -28,7 +28,7 @@ from fastcifar.publish import publish_json, read_file, remove_stale
 if TYPE_CHECKING:  # it waits for torch
     from fastcifar.checkpoint import Checkpoint
 
-__all__ = ["ABLATION", "RECORDS", "SEEDS", "Run", "create", "locked", "reopen"]
+__all__ = ["ABLATION", "RECORDS", "SEEDS", "Run", "clear_unsaved", "create", "locked", "reopen"]
 
 SEEDS = "seeds.json"
 """What a folder of one run a seed has; no run's own folder has it."""
@@ -129,8 +129,7 @@ class Run:
                     raise used
                 try:
                     with self.writing():  # now, not after an hour of training
-                        publish_json(self.path / "config.json", {})
-                        (self.path / "config.json").unlink()
+                        publish_json(self.path / "config.json", self.config_json())
                 except OutputError:
                     self.discard()
                     raise
@@ -167,6 +166,26 @@ class Run:
         with contextlib.suppress(OSError):
             for folder in self.made:
                 folder.rmdir()
+
+
+def clear_unsaved(config: TrainConfig) -> None:
+    """Remove what a run of these options left in its folder `out` if it ended before its first checkpoint.
+
+    What is not such a run's stays as it is.
+
+    Raises:
+        OutputError: another process works on it.
+    """
+    from fastcifar.checkpoint import saved  # it waits for torch
+
+    path = config.out
+    if path is None or not (path / _LOCK).exists() or any((path / record).exists() for record in RECORDS):
+        return
+    with locked(path):
+        if not saved(path / "checkpoints"):
+            remove_stale(path)
+            with contextlib.suppress(CheckpointError, ConfigError):
+                reopen(path, config).discard()
 
 
 @contextlib.contextmanager

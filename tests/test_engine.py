@@ -15,19 +15,21 @@ import torch
 from numpy.typing import NDArray
 
 from fastcifar import checkpoint, engine, job, runs, runtime
-from fastcifar.config import Augment, TrainConfig
+from fastcifar.config import Augment, TrainConfig, Tta
 from fastcifar.data.arrays import convert_arrays
 from fastcifar.data.store import ArrayStore
 from fastcifar.data.writer import SourceFile, write_store
 from fastcifar.engine import evaluate, evaluate_run, fit
 from fastcifar.errors import CheckpointError, ConfigError, DivergedError, FastcifarError, OutputError, StoppedError
-from fastcifar.evaluation import eval_loader, tta_logits
+from fastcifar.evaluation import StopSeenError, eval_loader, tta_logits
 from fastcifar.kernels import norms
 from fastcifar.loader import Batch, Loader
 from fastcifar.metrics import EpochStats
 from fastcifar.nets import ARCHS, Arch, build_model
-from fastcifar.recipes import RECIPES
+from fastcifar.recipes import RECIPES, resolve
 from fastcifar.reporter import NullReporter, RunSummary
+from fastcifar.seeds import fit_seeds
+from fastcifar.signals import StopRequest
 from fastcifar.trainer import Trainer
 from fastcifar.whitening import whiten_
 from tests.threads import on_threads
@@ -487,6 +489,30 @@ def test_evaluation_moves_nothing_and_counts_each_image_once(data: str, monkeypa
     assert found.accuracy == (logits.argmax(1) == labels).sum().item() / 40
 
 
+@pytest.mark.parametrize(("tta", "passes"), [("none", 3), ("flip", 6), ("shift", 18)])
+def test_a_stop_is_seen_before_the_next_pass(data: str, tta: Tta, passes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One pass may take seconds, and test-time augmentation makes six of them for a batch."""
+    monkeypatch.setattr("fastcifar.evaluation._BATCH", 16)
+    rt, model = runtime.choose(TrainConfig(device="cpu")), build_model("tiny", num_classes=3)
+    stop: StopRequest | None = None
+    seen: list[object] = []
+    loader = eval_loader(ArrayStore(data), "report/test", RECIPES["report"], rt)
+
+    def forwarded(*_: object) -> None:
+        seen.append(stop)
+        if stop is not None and len(seen) == 2:
+            stop.ask()
+
+    model.register_forward_hook(forwarded)
+    evaluate(model, loader, rt, tta=tta)
+    assert len(seen) == passes
+    seen.clear()
+    stop = StopRequest()
+    with pytest.raises(StopSeenError):
+        evaluate(model, loader, rt, tta=tta, stop=stop)
+    assert len(seen) == 2
+
+
 def test_warming_up_leaves_the_net_as_it_was() -> None:
     torch.manual_seed(0)
     rt = runtime.choose(TrainConfig(device="cpu"))
@@ -664,6 +690,45 @@ def test_a_run_that_begins_in_the_same_second_has_another_folder(data: str, monk
     assert made.path == beaten[0].with_name(f"{beaten[0].name}-2")
     assert made.path.is_dir()
     assert beaten[0] not in made.made
+
+
+def restarted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As by torchrun, after a process of the run had ended."""
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "3")
+
+
+def test_a_restart_leaves_a_run_that_another_process_trains(data: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = runs.create(config(data, out=Path("run")), resolve(config(data)))
+    with other.claimed(new=True):
+        other.write({}, resumed=False)
+        before = sorted(Path("run").rglob("*"))
+        restarted(monkeypatch)
+        with pytest.raises(OutputError, match="run is in use: another process is working on it"):
+            fit(config(data, out=Path("run")))
+        assert sorted(Path("run").rglob("*")) == before
+
+
+def test_a_restart_leaves_the_folder_of_several_runs(data: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    fit_seeds(config(data, out=Path("all"), epochs=1), (0,))
+    before = {path: path.read_bytes() for path in Path("all").rglob("*") if path.is_file()}
+    restarted(monkeypatch)
+    with pytest.raises(OutputError, match="'all' is not empty: resume it"):
+        fit(config(data, out=Path("all"), epochs=1))
+    assert {path: path.read_bytes() for path in Path("all").rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("left", ["config.json", ".tmp-config.json-0123456789abcdef"])
+def test_a_restart_begins_anew_where_a_kill_left_the_folders_beginning(
+    data: str, left: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = runs.create(config(data, out=Path("run"), epochs=1), resolve(config(data, epochs=1)))
+    (run.path / ".lock").touch()
+    (run.path / left).write_text(json.dumps(run.config_json()))
+    restarted(monkeypatch)
+    fit(config(data, out=Path("run"), epochs=1))
+    assert checkpoint.saved(run.checkpoints)
+    assert not [*run.path.glob(".tmp-*")]
 
 
 def test_what_cannot_be_compiled_is_said(data: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -58,6 +58,12 @@ def test_epochs_that_were_not_evaluated_leave_no_gap():
     assert len(draw(accuracy_curves(history[:2], title="x")).lines[1].get_xdata()) == 0
 
 
+def test_the_only_evaluation_of_many_epochs_is_seen():
+    history = [replace(stats, eval_loss=None) if stats.epoch < 40 else stats for stats in make_epochs(40, epochs=40)]
+    train, test = draw(loss_curves(history, title="x")).lines
+    assert (train.get_marker(), test.get_marker()) == ("", "o")
+
+
 @pytest.mark.parametrize("epochs", [1, 2, 3, 7, 20, 200])
 def test_epochs_are_whole_numbers(epochs):
     axes = draw(loss_curves(make_epochs(epochs, epochs=epochs), title="x"))
