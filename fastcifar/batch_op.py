@@ -8,6 +8,7 @@ It keeps no loader alive, and touches nothing else.
 
 import itertools
 import weakref
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
@@ -38,13 +39,16 @@ def register(maker: Maker) -> int:
 
 
 class Registered:
-    """A maker that the operator finds by `_handle`; a copy of it has a number of its own."""
+    """A maker with a number for the operator; a copy is made anew of what it was `_given`, and stands where it does."""
 
-    _handle: int
+    _given: dict[str, Any]
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._handle = register(self)  # type: ignore[arg-type]  # a maker is made of this class
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _made, (type(self), self._given), {"_position": vars(self)["_position"]}
+
+
+def _made(kind: Callable[..., Registered], given: dict[str, Any]) -> Registered:
+    return kind(**given)
 
 
 @torch.library.custom_op("fastcifar::batch", mutates_args=())

@@ -99,6 +99,7 @@ class Loader(Registered):
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
+        given = {name: value for name, value in locals().items() if name != "self"}
         for name, value, allowed in (
             ("scaling", scaling, get_args(Scaling)),
             ("order", order, get_args(Order)),
@@ -130,7 +131,7 @@ class Loader(Registered):
             from fastcifar.data.datasets import open_store  # 0.03 s: what fetches and converts comes with it
 
             store = open_store(store)
-        self.store = store
+        self.store, self._given = store, {**given, "store": store}
         self.dataset = self.store.split(split)  # what a DataLoader calls so
         self.batch_size, self.drop_last, self.pad_last = batch_size, drop_last, pad_last
         self.rank, self.world_size = rank, world_size
@@ -182,8 +183,7 @@ class Loader(Registered):
             transform=transform,
             alone=world_size == 1,
         )
-        self._transform, self._dtype = transform, dtype
-        self._soft = bool(augment.mixup or augment.cutmix)
+        self._transform, self._dtype, self._soft = transform, dtype, bool(augment.mixup or augment.cutmix)
         self._capacity = -(-batch_size // world_size)  # rows of this rank's part of a full batch, at most
         self._handle = register(self)
         self._position = Position(steps=len(self), identity=identity)

@@ -176,16 +176,13 @@ def clear_unsaved(config: TrainConfig) -> None:
     Raises:
         OutputError: another process works on it.
     """
-    from fastcifar.checkpoint import saved  # it waits for torch
-
     path = config.out
     if path is None or not (path / _LOCK).exists() or any((path / record).exists() for record in RECORDS):
         return
     with locked(path):
-        if not saved(path / "checkpoints"):
-            remove_stale(path)
-            with contextlib.suppress(CheckpointError, ConfigError):
-                reopen(path, config).discard()
+        remove_stale(path)
+        with contextlib.suppress(CheckpointError, ConfigError):
+            reopen(path, config).discard()
 
 
 @contextlib.contextmanager

@@ -14,7 +14,11 @@ neighbours together.
 
 import mmap
 import os
-from concurrent.futures import Future, ThreadPoolExecutor
+import threading
+from collections.abc import Callable
+from concurrent.futures import CancelledError, Future
+from queue import SimpleQueue
+from typing import Any
 
 import numpy as np
 
@@ -51,7 +55,8 @@ class Reader:
         self._process = os.getpid()
         if hasattr(mmap, "MADV_RANDOM"):
             self._advise(mmap.MADV_RANDOM)  # or each page that is missing is read with 31 that nobody wants
-        self._thread: ThreadPoolExecutor | None = None
+        self._thread: _Thread | None = None
+        self._starting = threading.Lock()  # not for `close`
         self._spans: dict[tuple[int, int], Future[None]] = {}
 
     def prepare(self, *, epoch: int, start: int, size: int) -> None:
@@ -60,11 +65,21 @@ class Reader:
         Raises:
             DataError: they do not have their checksum.
         """
+        while True:
+            try:
+                self._prepare(epoch, start, size)
+            except CancelledError:  # another thread's pass ended, and closed this
+                self._spans = {}
+                continue
+            return
+
+    def _prepare(self, epoch: int, start: int, size: int) -> None:
         first, last = start // self._span, (start + max(size, 1) - 1) // self._span
         wanted = [(epoch, span) for span in range(first, last + 1)]
         following = (epoch, last + 1) if (last + 1) * self._span < self._plan.samples else ((epoch + 1) % 2**32, 0)
         if self._process != os.getpid():  # a fork has no threads
             self._process, self._thread, self._spans = os.getpid(), None, {}
+            self._starting = threading.Lock()
         spans = self._spans  # another thread may set others
         if spans.keys() != {*wanted, following}:
             self._let_go()
@@ -73,18 +88,25 @@ class Reader:
             spans[key].result()
 
     def close(self) -> None:
-        """End the thread; `prepare` starts another."""
+        """End the thread, without waiting for it; `prepare` starts another.
+
+        The garbage collector may call it at any instant: it takes no lock.
+        """
         thread, self._thread, self._spans = self._thread, None, {}
         if thread is not None:
-            thread.shutdown(wait=True, cancel_futures=True)
+            thread.end()
         self._let_go()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Reader, (self._store, self._plan)
 
     def _begin(self, epoch: int, span: int) -> "Future[None]":
         if (begun := self._spans.get((epoch, span))) is not None:
             return begun
-        if (thread := self._thread) is None:
-            self._thread = thread = ThreadPoolExecutor(1, thread_name_prefix="fastcifar-reader")
-        return thread.submit(self._read, epoch, span)
+        with self._starting:
+            if (thread := self._thread) is None:
+                self._thread = thread = _Thread(self._read)
+        return thread.submit(epoch, span)
 
     def _read(self, epoch: int, span: int) -> None:
         start = span * self._span
@@ -115,3 +137,50 @@ class Reader:
         mapped = getattr(self._store.images, "_mmap", None)
         if mapped is not None:
             mapped.madvise(advice)
+
+
+class _Thread:
+    """Calls a function of an epoch and a span, one after another, in a thread; in the caller's where there is none."""
+
+    def __init__(self, function: Callable[[int, int], None]) -> None:
+        self._function = function
+        self._queue: SimpleQueue[tuple[Future[None], int, int] | None] = SimpleQueue()  # its `put` may be interrupted
+        self._ended = False
+        self._alone = False
+        try:
+            threading.Thread(target=self._run, name="fastcifar-reader", daemon=True).start()
+        except RuntimeError:  # the system has none to give
+            self._alone = True
+
+    def submit(self, epoch: int, span: int) -> "Future[None]":
+        """The call as a future, which is cancelled where `end` comes first."""
+        future: Future[None] = Future()
+        if self._alone:
+            self._call(future, epoch, span)
+        else:
+            self._queue.put((future, epoch, span))
+            if self._ended:  # it may be behind the end
+                future.cancel()
+        return future
+
+    def end(self) -> None:
+        """Call nothing more, and let the thread end."""
+        self._ended = True
+        self._queue.put(None)
+
+    def _run(self) -> None:
+        while (call := self._queue.get()) is not None:
+            self._call(*call)
+            del call  # a future that failed holds what it failed in
+
+    def _call(self, future: "Future[None]", epoch: int, span: int) -> None:
+        if self._ended:
+            future.cancel()
+        if not future.set_running_or_notify_cancel():
+            return
+        try:
+            self._function(epoch, span)
+        except BaseException as error:
+            future.set_exception(error)
+        else:
+            future.set_result(None)

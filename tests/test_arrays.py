@@ -103,6 +103,8 @@ def test_slices_leave_the_rest_out(tmp_path: Path) -> None:
         ({"train": [10]}, "train does not fit 10 images"),
         ({"train": [True, False]}, "train does not fit 10 images"),
         ({"train": [0.5]}, "train does not fit 10 images"),
+        ({"train": slice(0, 9.0)}, "train does not fit 10 images"),
+        ({"train": [[1], [2, 3]]}, "train does not fit 10 images"),
         ({"train": slice(3, 3)}, "train takes no rows"),
         ({"train": [[1, 2]]}, "train takes no rows"),
     ],
@@ -118,6 +120,7 @@ def test_splits_that_cannot_be_are_said(tmp_path: Path, splits: dict[str, object
     [
         (noise(4, 8, 8).astype(np.float32) / 255, range(4), DataError, "images: is float32, expected uint8 from 0 to"),
         (noise(4, 8, 8).astype(np.int64), range(4), DataError, "images: is int64"),
+        ([noise(8, 8), noise(4, 8)], range(2), DataError, "images or labels are no array: setting an array element"),
         (noise(4, 192), range(4), DataError, r"images: has shape \[4, 192\], expected \[N, H, W\], \[N, H, W, C\] or"),
         (noise(4, 8, 8, 4), range(4), DataError, r"images: has shape \[4, 8, 8, 4\]"),
         (noise(4, 3, 8, 3), range(4), ConfigError, "can be read in two ways: give the layout, nhwc or nchw"),

@@ -188,7 +188,9 @@ def test_crop_keeps_shapes_and_squash_keeps_all(root: Path) -> None:
     assert squashed[5] == 0
 
 
-@pytest.mark.parametrize("size", ["big", "0", "3x", "x3", "-1", "32x32x3", 0, -2, (0, 3), (3,), "99999", "³", 1.5])
+@pytest.mark.parametrize(
+    "size", ["big", "0", "3x", "x3", "-1", "32x32x3", 0, -2, (0, 3), (3,), "99999", "³", 1.5, (8.0, 8.0), ("8", "8")]
+)
 def test_a_size_that_is_none_is_said(size: object) -> None:
     with pytest.raises(ConfigError, match=r"size must be a side or HxW, in pixels"):
         read_size(size)  # type: ignore[arg-type]
@@ -482,6 +484,30 @@ def test_the_store_does_not_depend_on_the_number_of_workers(root: Path) -> None:
     assert len({str(store.source["skipped"]) for store in stores}) == 1
     assert len(stores[0].source["skipped"]) == 3
     assert len(stores[0]) == 320 + 1 - 3  # a/200.jpg is one more
+
+
+def test_a_block_of_nothing_but_broken_images_is_left_out(root: Path) -> None:
+    write_tree(root, {"a": 300, "b": 3})
+    for place in range(256):  # two whole blocks
+        (root / "a" / f"{place:03}.png").write_bytes(b"junk")
+    one, two = (
+        convert_folder(root.parent / f"store{workers}", root, workers=workers, broken="skip") for workers in (1, 2)
+    )
+    assert len(one) == len(two) == 47
+    assert one.digest == two.digest
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_a_broken_image_that_is_skipped_decides_nothing(root: Path, mode: str) -> None:
+    """Its header can be read, and says another size or that it has colours."""
+    (root / "a").mkdir(parents=True)
+    for place in range(4):
+        Image.fromarray(noise(6, 6, seed=place)).convert("L").save(root / "a" / f"{place}.png")
+    Image.fromarray(noise(20, 40, seed=9)).convert(mode).save(root / "a" / "0.png")
+    content = (root / "a" / "0.png").read_bytes()
+    (root / "a" / "0.png").write_bytes(content[: len(content) // 2])
+    store = convert_folder(root.parent / "store", root, broken="skip")
+    assert store.images.shape == (3, 6, 6, 1)
 
 
 def helpers_of(pid: int) -> list[int]:

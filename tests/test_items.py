@@ -139,3 +139,14 @@ def test_no_torch_is_imported(tmp_path: Path) -> None:
         "assert 'torch' not in sys.modules and 'rich' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_data_set_may_use_its_memory_again(tmp_path: Path) -> None:
+    buffer = np.empty((8, 6, 3), np.uint8)
+
+    def make(pixels: np.ndarray, index: int) -> object:
+        buffer[:] = pixels
+        return buffer, index % 2
+
+    store = convert_dataset(tmp_path / "s", Items(make))
+    assert np.array_equal(store.images, PIXELS)

@@ -1,14 +1,17 @@
 """Placements give identical batches; `stream` reads ahead within bounds, checks what it reads, and leaves nothing."""
 
+import copy
 import gc
 import mmap
 import os
+import pickle
 import platform
 import shutil
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,7 @@ import numpy as np
 import pytest
 import torch
 
-from fastcifar import ArrayStore, Augment, Loader, memory, placement
+from fastcifar import ArrayStore, Augment, Loader, memory, placement, streaming
 from fastcifar.data.writer import SourceFile, write_store
 from fastcifar.errors import ConfigError, DataError
 from fastcifar.kernels.eager import EagerAugment
@@ -111,6 +114,72 @@ def test_breaking_off_leaves_no_thread(store: ArrayStore) -> None:
     for thread in set(threading.enumerate()) - before:
         if not thread.name.startswith("fastcifar-kernel"):  # those end with the last kernel
             raise AssertionError(f"{thread} is left")
+
+
+def test_the_end_of_a_pass_disturbs_no_other_thread(store: ArrayStore) -> None:
+    """Its reader is closed then, while others wait for what it reads."""
+    loader = Loader(store, batch_size=10, placement="stream")
+    expected = [Loader(store, batch_size=10).batch(0, step) for step in range(len(loader))]
+    failed: list[BaseException] = []
+
+    def passes() -> None:
+        for _ in range(100):
+            for _ in loader:
+                break
+
+    def batches() -> None:
+        for call in range(100):
+            step = call % len(loader)
+            assert same(loader.batch(0, step), expected[step])
+
+    def caught(work: Callable[[], None]) -> None:
+        try:
+            work()
+        except BaseException as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=caught, args=(work,), daemon=True) for work in (passes, batches, batches)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert not failed
+    assert not any(thread.is_alive() for thread in threads)
+
+
+def test_a_reader_that_is_closed_while_it_begins_goes_on(large: ArrayStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where the garbage collector ends a dropped pass: in the same thread, at any instant."""
+    plan = Loader(large, batch_size=100, order="block", block_size=50, window=10)._plan
+    reader, closed = Reader(large, plan), []
+    submit = streaming._Thread.submit
+
+    def interrupted(thread: Any, epoch: int, span: int) -> Any:
+        if len(closed) < 3:
+            closed.append(span)
+            reader.close()
+        future = submit(thread, epoch, span)
+        if len(closed) < 5:
+            closed.append(span)
+            reader.close()
+        return future
+
+    monkeypatch.setattr(streaming._Thread, "submit", interrupted)
+    reader.prepare(epoch=0, start=0, size=100)
+    assert len(closed) == 5
+    reader.close()
+
+
+def test_without_a_thread_to_be_had_it_is_read_in_the_callers(
+    store: ArrayStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    expected = Loader(store, batch_size=10, backend="eager").batch(0, 3)
+    monkeypatch.setattr(threading.Thread, "start", none)
+    ArrayStore(store.path, verify=True)
+    loader = Loader(ArrayStore(store.path), batch_size=10, backend="eager", placement="stream")
+    assert same(loader.batch(0, 3), expected)
 
 
 def test_files_are_closed_with_the_last_user(store: ArrayStore, tmp_path: Path) -> None:
@@ -329,3 +398,21 @@ print(min(faults))  # the heap grows by a little now and then
 def test_a_wrong_block_is_refused(store: ArrayStore, option: Any) -> None:
     with pytest.raises(ConfigError, match=next(iter(option))):
         Loader(store, order="block", **option)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda loader: pickle.loads(pickle.dumps(loader))])
+@pytest.mark.parametrize("where", ["device", "stream"])
+@pytest.mark.parametrize("backend", ["cpu", "eager", "reference"])
+def test_a_copy_stands_where_the_loader_does(
+    store: ArrayStore, backend: Any, where: Any, copied: Callable[[Loader], Loader]
+) -> None:
+    loader = Loader(store, batch_size=30, seed=5, augment=AUGMENT, backend=backend, placement=where)
+    batches = iter(loader)
+    next(batches)
+    other = copied(loader)
+    assert other.state_dict() == loader.state_dict()
+    assert other.placement == where
+    position = torch.tensor([0, 2])
+    del loader.store  # the copy's operator is not this one's
+    assert same(other.batch_at(position), other.batch(0, 2))
+    assert same(other.batch(1, 1), Loader(store, batch_size=30, seed=5, augment=AUGMENT).batch(1, 1))

@@ -1,15 +1,20 @@
+import errno
 import json
+import os
+import pickle
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from fastcifar.data import splits
+from fastcifar.data import store as store_module
 from fastcifar.data.store import ArrayStore
 from fastcifar.data.writer import SourceFile, write_store
-from fastcifar.errors import ConfigError, DataError
+from fastcifar.errors import ConfigError, DamagedStoreError, DataError
 
 SPLITS = {
     "report": {"train": ["a"], "validation": ["b"], "test": ["c"]},
@@ -311,3 +316,48 @@ def test_without_test_images_there_is_no_test_split(tmp_path: Path) -> None:
         assert len(store.split(name))
     with pytest.raises(ConfigError, match="unknown split 'holdout/test'"):
         store.split("holdout/test")
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.EACCES, errno.EIO])
+@pytest.mark.parametrize("name", ["images.npy", "labels.npy"])
+def test_what_cannot_be_read_now_is_not_called_damaged(
+    store: ArrayStore, name: str, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A damaged store is set aside and made anew; a process with too many open files must not do that."""
+
+    def failing(path: Any, *arguments: Any, **options: Any) -> Any:
+        if str(path).endswith(name):
+            raise OSError(number, os.strerror(number), str(path))
+        return open(path, *arguments, **options)
+
+    monkeypatch.setattr(store_module, "open", failing, raising=False)
+    with pytest.raises(DataError, match=f"{name} cannot be read: {os.strerror(number)}$") as caught:
+        ArrayStore(store.path, verify=True)
+    assert not isinstance(caught.value, DamagedStoreError)
+
+
+def test_a_store_that_was_replaced_is_not_vouched_for_by_the_new_one(store: ArrayStore, tmp_path: Path) -> None:
+    with open(store.path / "images.npy", "r+b") as handle:
+        handle.seek(-5, os.SEEK_END)
+        handle.write(bytes(5))
+    damaged = ArrayStore(store.path)
+    os.rename(store.path, tmp_path / "aside")
+    make(store.path)
+    with pytest.raises(DataError, match="was replaced since it was opened: open it again"):
+        damaged.split("report/test")[len(damaged.split("report/test")) - 1]
+    ArrayStore(store.path).split("report/test")[0]
+
+
+def test_the_working_folder_may_change(store: ArrayStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(store.path.parent)
+    relative = ArrayStore(store.path.name)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    relative.verify()
+    relative.split("train")[0]
+
+
+def test_a_copy_opens_it_again(store: ArrayStore) -> None:
+    content = pickle.dumps(store)
+    assert len(content) < 1000
+    assert np.array_equal(pickle.loads(content).images, store.images)

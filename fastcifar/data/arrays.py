@@ -18,7 +18,7 @@ from fastcifar.data.content import Content, SourceFile, rows_in_a_block
 from fastcifar.data.download import Progress
 from fastcifar.data.store import ArrayStore
 from fastcifar.data.writer import make_store
-from fastcifar.errors import ConfigError, DataError
+from fastcifar.errors import ConfigError, DataError, one_line
 
 __all__ = [
     "PARTS",
@@ -81,7 +81,10 @@ def convert_arrays(
         DataError: the arrays are not of that kind, or labels are out of range.
         OutputError: something is at `path` already, or it cannot be written. Nothing is left behind.
     """
-    pixels, targets = np.asanyarray(images), np.asarray(labels)
+    try:
+        pixels, targets = np.asanyarray(images), np.asarray(labels)
+    except ValueError as error:
+        raise DataError(f"images or labels are no array: {one_line(error)}") from None
     pair = (in_memory("images", pixels), in_memory("labels", targets))
     arranged, numbers = check_pair(*pair, layout)
     if splits is None:
@@ -173,7 +176,7 @@ def _rows(splits: Mapping[str, Any], count: int) -> dict[str, NDArray[np.int64]]
             continue
         try:
             rows = every[splits[part]] if isinstance(splits[part], slice) else every[np.asarray(splits[part])]
-        except IndexError as error:
+        except (IndexError, TypeError, ValueError) as error:
             raise ConfigError(f"splits: {part} does not fit {count} images: {error}") from None
         if rows.ndim != 1 or not len(rows):
             raise ConfigError(f"splits: {part} takes no rows of {count} images")

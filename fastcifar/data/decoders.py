@@ -131,7 +131,8 @@ class _Helper:
         answer = json.loads(line) if line.endswith(b"\n") else None
         if answer is not None:
             images = np.empty((answer["count"], *self._how.size, self._how.channels), np.uint8)
-            if process.stdout.readinto(images.data.cast("B")) == images.nbytes:  # type: ignore[attr-defined]
+            # none at all are no memory that could be read into
+            if not images.size or process.stdout.readinto(images.data.cast("B")) == images.nbytes:  # type: ignore[attr-defined]
                 return Decoded(images, tuple(Failure(*one) for one in answer["failures"]))
         self._end()
         raise _DiedError(f"ends the process that decodes it (status {process.returncode})")

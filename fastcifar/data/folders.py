@@ -95,7 +95,7 @@ def folder_content(
     tree = read_tree(Path(folder), tuple(classes) if classes is not None else None)
     if shuffle:
         tree = dataclasses.replace(tree, parts={part: _shuffled(images) for part, images in tree.parts.items()})
-    found, channels = _look(tree, wanted, grey=grey, upright=upright)
+    found, channels = _look(tree, wanted, grey=grey, upright=upright, skip=broken == "skip")
     how = Decoding(
         size=wanted or found, channels=channels, resize=resize if wanted is not None else None, upright=upright
     )
@@ -136,7 +136,7 @@ def read_size(size: int | str | tuple[int, int]) -> tuple[int, int]:
         height, width = int(match[1]), int(match[2] or match[1])
     elif isinstance(size, int):
         height = width = size
-    elif isinstance(size, tuple) and len(size) == 2:
+    elif isinstance(size, tuple) and len(size) == 2 and all(isinstance(side, int) for side in size):
         height, width = size
     else:
         height = width = 0
@@ -147,14 +147,22 @@ def read_size(size: int | str | tuple[int, int]) -> tuple[int, int]:
     return height, width
 
 
-def _look(tree: Tree, size: tuple[int, int] | None, *, grey: bool, upright: bool) -> tuple[tuple[int, int], int]:
-    """The first good image's (H, W), and how many channels all have: looks no further than it must."""
+def _look(
+    tree: Tree, size: tuple[int, int] | None, *, grey: bool, upright: bool, skip: bool
+) -> tuple[tuple[int, int], int]:
+    """The first good image's (H, W), and how many channels all have: looks no further than it must.
+
+    Where broken ones are skipped, what their headers say is nothing.
+    """
     first = size
     for images in tree.parts.values():
         for _, path in images:
             if first is not None and grey:
                 return first, 1
-            if (seen := peek(f"{tree.root}/{path}", upright=upright)) is not None:
+            seen = peek(f"{tree.root}/{path}", upright=upright)
+            if seen is not None and skip and (first is None or not (grey or seen[1])):
+                seen = peek(f"{tree.root}/{path}", upright=upright, whole=True)
+            if seen is not None:
                 first = first or seen[0]
                 if not grey and not seen[1]:
                     return first, 3

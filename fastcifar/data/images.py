@@ -108,11 +108,13 @@ def is_grey(image: Image.Image) -> bool:
     return image.mode in _GREY
 
 
-def peek(path: str, *, upright: bool) -> tuple[tuple[int, int], bool] | None:
-    """An image's (H, W) and whether it is grey, from its header; None if it cannot be read."""
+def peek(path: str, *, upright: bool, whole: bool = False) -> tuple[tuple[int, int], bool] | None:
+    """An image's (H, W) and whether it is grey, from its header; None if that, or all of it, cannot be read."""
     with _strict():
         try:
             with _opened(path, upright=upright) as image:
+                if whole:
+                    image.load()
                 return (image.height, image.width), is_grey(image)
         except Exception:  # decoding says what is wrong with it
             return None

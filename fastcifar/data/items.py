@@ -122,7 +122,7 @@ def _item(dataset: Any, index: int, where: str, layout: Layout) -> tuple[NDArray
             "ToTensor or Normalize; the loader scales batches"
         )
     arranged = arrangement((1, *array.shape), layout if array.ndim == 3 else "auto", f"{where}: the image")
-    return as_nhwc(array[None], arranged)[0], number
+    return as_nhwc(array[None], arranged)[0].copy(), number  # the data set may use its memory again
 
 
 def _kind(value: object) -> str:

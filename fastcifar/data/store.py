@@ -9,10 +9,11 @@ once (`verify`). NHWC, because permuting it to a channels-last NCHW tensor is fr
     image, label = store.images[0], store.labels[0]
 """
 
+import contextlib
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,7 @@ class ArrayStore:
     """
 
     def __init__(self, path: Path | str, *, verify: bool = False) -> None:
-        self.path = Path(path)
+        self.path = Path(path).absolute()  # the working folder may change
         manifest = _read_manifest(self.path)
         if (wrong := manifest_problem(manifest)) is not None:
             raise _damaged(self.path, "manifest.json", wrong)
@@ -65,9 +66,9 @@ class ArrayStore:
         self._check_size("images.npy", npy_header("|u1", self._shape), math.prod(self._shape))
         self._check_size("labels.npy", npy_header("<i8", self._shape[:1]), 8 * self._shape[0])
         self._checked: set[int] = set()  # chunks of images.npy
-        self.images: NDArray[np.uint8] = np.memmap(
-            self.path / "images.npy", np.uint8, mode="r", offset=HEADER, shape=self._shape
-        )
+        with _reading(self.path, "images.npy"), open(self.path / "images.npy", "rb") as handle:
+            self._mapped = _identity(handle.fileno())
+            self.images: NDArray[np.uint8] = np.memmap(handle, np.uint8, mode="r", offset=HEADER, shape=self._shape)
         self.labels: NDArray[np.int64] = self._load("labels.npy").view("<i8")
         if self.labels.size and not 0 <= self.labels.min() <= self.labels.max() < len(self.classes):
             low, high = self.labels.min(), self.labels.max()
@@ -79,6 +80,9 @@ class ArrayStore:
 
     def __len__(self) -> int:
         return self._shape[0]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ArrayStore, (self.path,)  # a copy opens it again
 
     def __repr__(self) -> str:
         return f"ArrayStore({self.name!r}, {' x '.join(map(str, self._shape))}, {len(self.classes)} classes)"
@@ -139,6 +143,8 @@ class ArrayStore:
         self._check_size("images.npy", b"", HEADER + self.images.nbytes)  # a map beyond the file's end kills
         if new := sorted(chunks - self._checked):
             self._compare_part("images.npy", new, None)
+            if _identity(self.path / "images.npy") != self._mapped:  # another's bytes are sound
+                raise DataError(f"{self.path} was replaced since it was opened: open it again")
             self._checked.update(new)
 
     def verify(self) -> None:
@@ -172,35 +178,59 @@ class ArrayStore:
         """Check a file's chunks, filling `into` on the way if that is given; on up to four threads."""
         chunks = range(len(self._chunks[name]))
         workers = min(4, os.cpu_count() or 1, len(chunks))
-        with ThreadPoolExecutor(workers) as pool:
-            list(pool.map(lambda k: self._compare_part(name, chunks[k::workers], into), range(workers)))
+        if workers == 1:
+            self._compare_part(name, chunks, into)
+            return
+        try:
+            with ThreadPoolExecutor(workers) as pool:
+                list(pool.map(lambda k: self._compare_part(name, chunks[k::workers], into), range(workers)))
+        except RuntimeError:  # the system has no thread to give
+            self._compare_part(name, chunks, into)
 
     def _compare_part(self, name: str, chunks: Sequence[int], into: memoryview | None) -> None:
         own = memoryview(bytearray(CHUNK)) if into is None else None
-        try:
-            with open(self.path / name, "rb") as handle:  # buffered: it reads on where the system gives less than asked
-                for chunk in chunks:
-                    handle.seek(chunk * CHUNK)
-                    start, stop = chunk * CHUNK, (chunk + 1) * CHUNK
-                    content = own if own is not None else into[start:stop]  # type: ignore[index]
-                    count = handle.readinto(content)
-                    if xxhash.xxh3_64_hexdigest(content[:count]) != self._chunks[name][chunk]:
-                        raise _damaged(self.path, name, f"bytes {start} to {stop} do not have their checksum")
-        except OSError as error:
-            raise _damaged(self.path, name, error.strerror or str(error)) from None
+        # buffered: it reads on where the system gives less than asked
+        with _reading(self.path, name), open(self.path / name, "rb") as handle:
+            for chunk in chunks:
+                handle.seek(chunk * CHUNK)
+                start, stop = chunk * CHUNK, (chunk + 1) * CHUNK
+                content = own if own is not None else into[start:stop]  # type: ignore[index]
+                count = handle.readinto(content)
+                if xxhash.xxh3_64_hexdigest(content[:count]) != self._chunks[name][chunk]:
+                    raise _damaged(self.path, name, f"bytes {start} to {stop} do not have their checksum")
 
     def _check_size(self, name: str, header: bytes, content: int) -> None:
-        try:
+        with _reading(self.path, name):
             size, found = os.stat(f"{self.path}/{name}").st_size, header
             if header and size == len(header) + content:  # else it may be a FIFO, which waits for its writer
                 with open(self.path / name, "rb") as handle:
                     found = handle.read(len(header))
-        except OSError as error:
-            raise _damaged(self.path, name, error.strerror or str(error)) from None
         if size != len(header) + content:
             raise _damaged(self.path, name, f"it has {size} bytes instead of {len(header) + content}")
         if found != header:
             raise _damaged(self.path, name, "its header is not the one that was written")
+
+
+@contextlib.contextmanager
+def _reading(path: Path, name: str) -> Iterator[None]:
+    """For a block that reads a file of the store at `path`.
+
+    Raises:
+        DamagedStoreError: there is none.
+        DataError: it cannot be read now: nothing says that it is damaged.
+    """
+    try:
+        yield
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+        raise _damaged(path, name, error.strerror or str(error)) from None
+    except OSError as error:
+        raise DataError(f"{path / name} cannot be read: {error.strerror or error}") from None
+
+
+def _identity(file: Path | int) -> tuple[int, int]:
+    """Which file it is, of a path or a descriptor."""
+    status = os.stat(file)
+    return status.st_dev, status.st_ino
 
 
 def _damaged(path: Path, name: str, what: str) -> DamagedStoreError:
