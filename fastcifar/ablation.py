@@ -11,7 +11,7 @@ a run ends.
 import dataclasses
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from fastcifar.optim import resolution
 from fastcifar.recipes import describe, resolve
 from fastcifar.reporter import NullReporter, Reporter, TeeReporter
 from fastcifar.runs import ABLATION
-from fastcifar.seeds import check_seeds
+from fastcifar.seeds import check_runs
 from fastcifar.series import Series, open_series
 from fastcifar.signals import catch_stop
 from fastcifar.variants import plan_variants, vary
@@ -73,7 +73,7 @@ class AblationResult:
 @catch_stop()
 def ablate(
     config: TrainConfig,
-    seeds: Sequence[int] = (),
+    seeds: Iterable[int] = (),
     *,
     without: Sequence[str] = (),
     variants: Sequence[str] = (),
@@ -101,8 +101,8 @@ def ablate(
         StoppedError: SIGINT, SIGTERM or SIGHUP came; runs that had begun are saved.
     """
     reporter = TeeReporter(reporter or NullReporter())
+    seeds = check_runs(config, seeds, parallel)
     if config.resume is None:
-        check_seeds(seeds)
         if config.split is None and "split" not in changed_fields(config.change):
             config = dataclasses.replace(config, split="holdout")
         plan = plan_variants(config, without, variants)

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fastcifar import checkpoint, memory, runs, runtime, signals
+from fastcifar.checks import check_kind
 from fastcifar.config import Recipe, TrainConfig
 from fastcifar.data.datasets import DATASETS, open_store, set_aside
 from fastcifar.data.store import ArrayStore
@@ -48,6 +49,7 @@ def fit(config: TrainConfig, *, reporter: Reporter | None = None, complete: bool
         StoppedError: SIGINT, SIGTERM or SIGHUP came; a checkpoint was written first, but before the first step.
         RankLostError: another of the processes under torchrun has ended; the last checkpoint is kept.
     """
+    check_kind("config", config, TrainConfig, "a TrainConfig")
     with signals.catch_stop() as stop, joined(config.device, stop) as ranks:
         heard = TeeReporter((reporter if ranks.first else None) or NullReporter())  # which stops no run
         return _fit(config, heard, stop, ranks, complete=complete)

@@ -26,7 +26,7 @@ from fastcifar import signals
 from fastcifar.checkpoint import saved
 from fastcifar.config import TrainConfig
 from fastcifar.engine import fit, open_data
-from fastcifar.errors import ConfigError, FastcifarError, StoppedError
+from fastcifar.errors import FastcifarError, StoppedError
 from fastcifar.publish import read_file
 from fastcifar.reporter import Reporter
 from fastcifar.runs import clear_unsaved
@@ -115,12 +115,9 @@ def run_all(
         Name -> outcome, in the order of `members`.
 
     Raises:
-        ConfigError: `parallel` is not allowed.
         FastcifarError: the first `parallel` runs to end all failed, and not by diverging: the others would as well.
         StoppedError: a signal came; runs that had begun are saved.
     """
-    if parallel < 1:
-        raise ConfigError(f"parallel must be a whole number at least 1, got {parallel!r}")
     found = {name: Outcome(error=error, exit_status=3) for name, error in diverged.items()}
     for member in members:
         if (figures := _read_figures(member.path)) is not None:

@@ -93,7 +93,7 @@ class Position:
             raise ConfigError(f"loader state has version {version!r}, this fastcifar reads {_VERSION}")
         for name, own in self._identity.items():
             if state.get(name) != own:
-                raise ConfigError(f"loader state is of other data: its {name} is {state.get(name)!r}, here {own!r}")
+                raise ConfigError(f"loader state does not fit: its {name} is {state.get(name)!r}, here {own!r}")
         epoch, step = state.get("epoch"), state.get("step")
         if not isinstance(step, int) or not 0 <= step <= self._steps:
             raise ConfigError(f"loader state has step {step!r}, an epoch has {self._steps}")

@@ -7,11 +7,13 @@ A folder gets a run's folder `seed-N` for each seed, and `seeds.json`, written a
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
+from fastcifar.checks import check_integer, check_kind
 from fastcifar.config import TrainConfig
 from fastcifar.errors import ConfigError
 from fastcifar.estimates import Estimate, estimate, interval_text
@@ -22,7 +24,7 @@ from fastcifar.runs import SEEDS
 from fastcifar.series import open_series
 from fastcifar.signals import catch_stop
 
-__all__ = ["SeedsResult", "check_seeds", "fit_seeds", "seeds_table"]
+__all__ = ["SeedsResult", "check_runs", "fit_seeds", "seeds_table"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +50,7 @@ class SeedsResult:
 @catch_stop()
 def fit_seeds(
     config: TrainConfig,
-    seeds: Sequence[int] = (),
+    seeds: Iterable[int] = (),
     *,
     parallel: int = 1,
     reporter: Reporter | None = None,
@@ -71,8 +73,7 @@ def fit_seeds(
         StoppedError: SIGINT, SIGTERM or SIGHUP came; runs that had begun are saved.
     """
     reporter = TeeReporter(reporter or NullReporter())
-    if config.resume is None:
-        check_seeds(seeds)
+    seeds = check_runs(config, seeds, parallel)
     with open_series(config, record=SEEDS, kind="seeds", complete=complete) as series:
         own = series.seeds(seeds)
         members = {
@@ -102,18 +103,24 @@ def fit_seeds(
         return summarise(outcomes)
 
 
-def check_seeds(seeds: Sequence[int]) -> None:
-    """Refuse none at all, one that is given twice, and what is no seed.
+def check_runs(config: TrainConfig, seeds: Iterable[int], parallel: int) -> tuple[int, ...]:
+    """The seeds of several runs: refuses one that is given twice and what is no seed, and none where none are resumed.
 
     Raises:
-        ConfigError: it is so.
+        ConfigError: it is so, or the other arguments are not what they must be.
     """
-    if not seeds:
-        raise ConfigError("seeds: give at least one")
-    for index, seed in enumerate(seeds):
-        TrainConfig(seed=seed)
-        if seed in seeds[:index]:
+    check_kind("config", config, TrainConfig, "a TrainConfig")
+    check_integer("parallel", parallel, 1)
+    check_kind("seeds", seeds, Iterable, "whole numbers")
+    found: list[int] = []
+    for seed in seeds:
+        check_integer("seed", seed, 0, 2**64 - 1, kind=Integral)
+        if seed in found:
             raise ConfigError(f"seeds: {seed} is given twice")
+        found.append(int(seed))  # NumPy's too
+    if not found and config.resume is None:
+        raise ConfigError("seeds: give at least one")
+    return tuple(found)
 
 
 def seeds_table(result: SeedsResult) -> list[tuple[str, ...]]:

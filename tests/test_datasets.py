@@ -137,6 +137,12 @@ def test_names_that_are_none_are_said(tmp_path: Path) -> None:
         open_store("mnist")
     with pytest.raises(ConfigError, match=r"unknown dataset 'a+'"):
         open_store("a" * 300)
+    with pytest.raises(ConfigError, match=r"^dataset 'digits': there is no such folder; .* the name 'digits' alone$"):
+        open_store(Path("digits"))
+    with pytest.raises(ConfigError, match=r"^dataset './mine': there is no such folder$"):
+        open_store("./mine")
+    with pytest.raises(ConfigError, match="home must be a path or None, got 5"):
+        open_store("digits", home=5)  # type: ignore[arg-type]
     with pytest.raises(DataError, match=r"a+: cannot be read"):
         open_store("cifar10", data="a" * 300)
     with pytest.raises(ConfigError, match="store must be a name or a folder, got None"):

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from rich.console import Console
 from scipy import stats
 
 from fastcifar import checkpoint, job, many, page_worker, runtime, worker
+from fastcifar.ablation import ablate
 from fastcifar.commands import main
 from fastcifar.commands.options import parse_seeds
 from fastcifar.config import TrainConfig
@@ -564,7 +566,21 @@ def test_wrong_seeds_are_said_before_anything_is_made(data: str) -> None:
         fit_seeds(config(data), [-1])
     with pytest.raises(ConfigError, match="parallel must be a whole number at least 1, got 0"):
         fit_seeds(config(data), [0], parallel=0)
+    with pytest.raises(ConfigError, match="parallel must be a whole number at least 1, got '2'"):
+        fit_seeds(config(data), [0], parallel="2")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="seeds must be whole numbers, got 3"):
+        fit_seeds(config(data), 3)  # type: ignore[arg-type]
+    for start in (fit, partial(fit_seeds, seeds=[0]), partial(ablate, seeds=[0])):
+        with pytest.raises(ConfigError, match="config must be a TrainConfig, got None"):
+            start(None)  # type: ignore[arg-type]
     assert not Path("all").exists()
+
+
+@pytest.mark.parametrize("seeds", [np.arange(2), {0, 1}, iter([0, 1]), range(2)])
+def test_seeds_may_be_any_whole_numbers(data: str, seeds: Any) -> None:
+    result = fit_seeds(config(data, epochs=1), seeds)
+    assert [*result.runs] == [0, 1]
+    assert json.loads(Path("all/seeds.json").read_text())["seeds"] == [0, 1]
 
 
 def test_seeds_are_read_as_ranges_and_lists() -> None:

@@ -36,10 +36,15 @@ def gpu_check_table(content: Mapping[str, Any]) -> list[str]:
         ]
         for name, measured in kernel.items()
     ]
-    passed = ", ".join(name for name, step in steps.items() if step["ok"])
-    failed = ", ".join(name for name, step in steps.items() if not step["ok"])
-    more = content.get("note", "")
-    note = f"`tools/gpu_check`: went well: {passed}; not run, or failed: {failed or 'none'}.{more} {_place(content)}."
+    passed: list[str] = []
+    late: list[str] = []
+    failed: list[str] = []
+    for name, step in steps.items():
+        kind = passed if step["ok"] else late if step["error"].startswith("not begun") else failed
+        kind.append(name)
+    said = (("went well", passed), ("not begun, as the time was up", late), ("failed", failed))
+    all_of_it = ". ".join(f"{words[0].upper()}{words[1:]}: {'; '.join(names) or 'none'}" for words, names in said)
+    note = f"`tools/gpu_check`. {all_of_it}.{content.get('note', '')} {_place(content)}."
     return [
         *grid(["batch", "bytes read and written", "kernel", "", "with one warp", "a copy of as many bytes"], rows),
         "",

@@ -43,7 +43,7 @@ def open_store(
     *,
     data: Path | str | None = None,
     allow_unverified: bool = False,
-    home: Path | None = None,
+    home: Path | str | None = None,
     verify: bool = False,
     fetch_progress: Progress | None = None,
     convert_progress: Progress | None = None,
@@ -68,6 +68,8 @@ def open_store(
         OutputError: the store cannot be written.
     """
     check_kind("store", name, str | Path, "a name or a folder")
+    for option, place in (("data", data), ("home", home)):
+        check_kind(option, place, str | Path | None, "a path or None")
     if isinstance(name, Path) or name not in DATASETS:
         if _is_store(Path(name)):
             if data is not None:
@@ -75,11 +77,14 @@ def open_store(
             return ArrayStore(name, verify=verify)
         if os.path.lexists(name):
             raise ConfigError(f"dataset {str(name)!r} is no store: make one of it with fastcifar convert {name} OUT")
+        if isinstance(name, Path) or os.sep in name:
+            known = f"; the data set is the name {Path(name).name!r} alone" if Path(name).name in DATASETS else ""
+            raise ConfigError(f"dataset {str(name)!r}: there is no such folder{known}")
         raise ConfigError(
             f"unknown dataset {str(name)!r}: choose from {', '.join(sorted(DATASETS))}, or give the folder of a store"
         )
     dataset = DATASETS[name]
-    home = home or find_home()
+    home = Path(home) if home is not None else find_home()
     published = home / "stores" / dataset.published
     if data is None and published.is_dir():
         try:
