@@ -12,11 +12,13 @@ is read. The order `random` reads a page or two for each image, so it is for sto
 neighbours together.
 """
 
+import contextlib
 import mmap
 import os
 import threading
+import time
 from collections.abc import Callable
-from concurrent.futures import CancelledError, Future
+from concurrent.futures import CancelledError, Future, InvalidStateError
 from queue import SimpleQueue
 from typing import Any
 
@@ -31,6 +33,7 @@ from fastcifar.kernels.plan import Plan
 __all__ = ["Reader"]
 
 _SPAN = 64 * 1024 * 1024  # bytes that are read ahead together, unless a window of blocks is
+_PATIENCE = 10.0  # seconds that an end waits for what is being read, at most
 _ALONE = 256 * 1024  # bytes that are worth a read of their own
 
 
@@ -88,7 +91,7 @@ class Reader:
             spans[key].result()
 
     def close(self) -> None:
-        """End the thread, without waiting for it; `prepare` starts another.
+        """End the thread, once it has read what it is reading; `prepare` starts another.
 
         The garbage collector may call it at any instant: it takes no lock.
         """
@@ -145,8 +148,8 @@ class _Thread:
     def __init__(self, function: Callable[[int, int], None]) -> None:
         self._function = function
         self._queue: SimpleQueue[tuple[Future[None], int, int] | None] = SimpleQueue()  # its `put` may be interrupted
-        self._ended = False
-        self._alone = False
+        self._ended = self._alone = False
+        self._calling: int | None = None  # the thread that is in a call
         try:
             threading.Thread(target=self._run, name="fastcifar-reader", daemon=True).start()
         except RuntimeError:  # the system has none to give
@@ -164,9 +167,15 @@ class _Thread:
         return future
 
     def end(self) -> None:
-        """Call nothing more, and let the thread end."""
+        """Call nothing more, and let the thread end; a call that is under way ends first, or `_PATIENCE` runs out.
+
+        It takes no lock, which whom it interrupts may hold.
+        """
         self._ended = True
         self._queue.put(None)
+        until = time.monotonic() + _PATIENCE
+        while self._calling not in (None, threading.get_ident()) and time.monotonic() < until:
+            time.sleep(1e-3)
 
     def _run(self) -> None:
         while (call := self._queue.get()) is not None:
@@ -174,13 +183,15 @@ class _Thread:
             del call  # a future that failed holds what it failed in
 
     def _call(self, future: "Future[None]", epoch: int, span: int) -> None:
-        if self._ended:
-            future.cancel()
-        if not future.set_running_or_notify_cancel():
-            return
+        self._calling, error = threading.get_ident(), None  # before `_ended` is looked at
         try:
+            if self._ended:
+                raise CancelledError
             self._function(epoch, span)
-        except BaseException as error:
-            future.set_exception(error)
-        else:
-            future.set_result(None)
+        except BaseException as raised:
+            error = raised
+        finally:
+            self._calling = None  # before the future's lock is taken
+        with contextlib.suppress(InvalidStateError):  # it was cancelled
+            future.set_result(None) if error is None else future.set_exception(error)
+        del error
