@@ -17,7 +17,7 @@ import mmap
 import os
 import threading
 import time
-from collections.abc import Callable
+import weakref
 from concurrent.futures import CancelledError, Future, InvalidStateError
 from queue import SimpleQueue
 from typing import Any
@@ -100,6 +100,10 @@ class Reader:
             thread.end()
         self._let_go()
 
+    def __del__(self) -> None:
+        if (thread := getattr(self, "_thread", None)) is not None:
+            thread.end()
+
     def __reduce__(self) -> tuple[Any, ...]:
         return Reader, (self._store, self._plan)
 
@@ -108,7 +112,7 @@ class Reader:
             return begun
         with self._starting:
             if (thread := self._thread) is None:
-                self._thread = thread = _Thread(self._read)
+                self._thread = thread = _Thread(self)
         return thread.submit(epoch, span)
 
     def _read(self, epoch: int, span: int) -> None:
@@ -143,10 +147,10 @@ class Reader:
 
 
 class _Thread:
-    """Calls a function of an epoch and a span, one after another, in a thread; in the caller's where there is none."""
+    """Lets a reader, which it keeps not alive, read spans one after another in a thread; or in the caller's."""
 
-    def __init__(self, function: Callable[[int, int], None]) -> None:
-        self._function = function
+    def __init__(self, reader: Reader) -> None:
+        self._reader = weakref.ref(reader)
         self._queue: SimpleQueue[tuple[Future[None], int, int] | None] = SimpleQueue()  # its `put` may be interrupted
         self._ended = self._alone = False
         self._calling: int | None = None  # the thread that is in a call
@@ -185,12 +189,14 @@ class _Thread:
     def _call(self, future: "Future[None]", epoch: int, span: int) -> None:
         self._calling, error = threading.get_ident(), None  # before `_ended` is looked at
         try:
-            if self._ended:
+            reader = self._reader()
+            if self._ended or reader is None:
                 raise CancelledError
-            self._function(epoch, span)
+            reader._read(epoch, span)
         except BaseException as raised:
             error = raised
         finally:
+            reader = None
             self._calling = None  # before the future's lock is taken
         with contextlib.suppress(InvalidStateError):  # it was cancelled
             future.set_result(None) if error is None else future.set_exception(error)

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -110,10 +111,16 @@ def test_breaking_off_leaves_no_thread(store: ArrayStore) -> None:
     iterator = iter(loader)
     next(iterator)
     del iterator
+    other = Loader(store, batch_size=10, placement="stream")
+    other.batch(0, 3)  # a batch alone ends nothing
+    gone = weakref.ref(other._pipeline)
+    del other
     gc.collect()
+    assert gone() is None
     for thread in set(threading.enumerate()) - before:
         if not thread.name.startswith("fastcifar-kernel"):  # those end with the last kernel
-            raise AssertionError(f"{thread} is left")
+            thread.join(10)
+            assert not thread.is_alive()
 
 
 def test_the_end_of_a_pass_disturbs_no_other_thread(store: ArrayStore) -> None:

@@ -103,7 +103,7 @@ def run(arguments: Sequence[str]) -> int:
         store = ArrayStore(options.out)  # it was done when the signal came
     finally:
         reporter.close()
-    print_facts(f"{content.name} in {options.out}", _facts(store, time.perf_counter() - started))
+    print_facts(f"{content.name} in {options.out}", _facts(store, str(options.out), time.perf_counter() - started))
     return 0
 
 
@@ -155,8 +155,8 @@ def _given(options: ConvertOptions, kind: str, *allowed: str) -> dict[str, Any]:
     return given
 
 
-def _facts(store: ArrayStore, seconds: float) -> list[tuple[str, str]]:
-    """What was made, and how to go on."""
+def _facts(store: ArrayStore, place: str, seconds: float) -> list[tuple[str, str]]:
+    """What was made at a place, and how to go on."""
     from fastcifar.nets import check_image_size
 
     height, width, channels = store.image_shape
@@ -175,7 +175,6 @@ def _facts(store: ArrayStore, seconds: float) -> list[tuple[str, str]]:
         ("size", f"{store.images.nbytes / 1e6:,.1f} MB in {seconds:.1f} s, {len(store) / seconds:,.0f} images/s"),
         ("digest", store.digest),
     ]
-    place = str(store.path)
     if place in DATASETS:  # not what is known by that name
         place = f"./{place}"
     try:
