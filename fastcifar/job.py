@@ -111,7 +111,7 @@ class Job:
         self.history: list[EpochStats] = []
         self.epoch = 0  # the running one, from 0
         self.elapsed = 0.0  # seconds of it before the run was stopped and resumed
-        data = {"store": str(store.path.absolute()), "digest": store.digest, "source": store.source}
+        data = {"store": str(store.path), "digest": store.digest, "source": store.source}
         self.environment = {**environment(), "data": {**data, "verified": store.verified}}
         self.summary = summarise(
             run,

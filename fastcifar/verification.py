@@ -103,13 +103,14 @@ def _kept(path: Path) -> Iterator[Finding]:
 def _store(path: Path) -> Finding:
     try:
         store = ArrayStore(path)
+        problems = tuple(store.damaged_parts())
     except DataError as error:
         return Finding(path=path, what="a store", problems=(_within(path, error),))
     height, width, channels = store.image_shape
     colour = {1: "grey", 3: "RGB"}.get(channels, f"{channels} channels")
     note = "" if store.verified else ", from an unverified copy"
     what = f"a store: {store.name}, {len(store):,} images of {height} x {width}, {colour}{note}"
-    return Finding(path=path, what=what, problems=tuple(store.damaged_parts()))
+    return Finding(path=path, what=what, problems=problems)
 
 
 def _cifar(path: Path, dataset: CifarDataset, form: Form) -> Finding:

@@ -36,14 +36,11 @@ def gpu_check_table(content: Mapping[str, Any]) -> list[str]:
         ]
         for name, measured in kernel.items()
     ]
-    passed: list[str] = []
-    late: list[str] = []
-    failed: list[str] = []
+    ended: dict[str, list[str]] = {"Went well": [], "Not begun, as the time was up": [], "Failed": []}
+    well, late, failed = ended
     for name, step in steps.items():
-        kind = passed if step["ok"] else late if step["error"].startswith("not begun") else failed
-        kind.append(name)
-    said = (("went well", passed), ("not begun, as the time was up", late), ("failed", failed))
-    all_of_it = ". ".join(f"{words[0].upper()}{words[1:]}: {'; '.join(names) or 'none'}" for words, names in said)
+        ended[well if step["ok"] else late if step["error"].startswith("not begun") else failed].append(name)
+    all_of_it = ". ".join(f"{how}: {'; '.join(names) or 'none'}" for how, names in ended.items())
     note = f"`tools/gpu_check`. {all_of_it}.{content.get('note', '')} {_place(content)}."
     return [
         *grid(["batch", "bytes read and written", "kernel", "", "with one warp", "a copy of as many bytes"], rows),

@@ -120,7 +120,7 @@ def set_aside(store: ArrayStore, error: DamagedStoreError) -> bool:
     Raises:
         OutputError: it cannot be renamed.
     """
-    if store.path.absolute().parent != (find_home() / "stores").absolute():
+    if store.path.parent != (find_home() / "stores").absolute():
         return False
     _set_aside(store.path, error)
     return True

@@ -143,7 +143,9 @@ class ArrayStore:
         self._check_size("images.npy", b"", HEADER + self.images.nbytes)  # a map beyond the file's end kills
         if new := sorted(chunks - self._checked):
             self._compare_part("images.npy", new, None)
-            if _identity(self.path / "images.npy") != self._mapped:  # another's bytes are sound
+            with _reading(self.path, "images.npy"):
+                now = _identity(self.path / "images.npy")
+            if now != self._mapped:  # another's bytes are sound
                 raise DataError(f"{self.path} was replaced since it was opened: open it again")
             self._checked.update(new)
 
