@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from fastcifar.loader import Batch, Loader
     from fastcifar.nets import build_model
     from fastcifar.seeds import SeedsResult, fit_seeds
+    from fastcifar.trained import load_model
 
 __version__ = "0.1.0"
 
@@ -46,6 +47,7 @@ __all__ = [
     "evaluate_run",
     "fit",
     "fit_seeds",
+    "load_model",
     "open_store",
 ]
 
@@ -66,6 +68,7 @@ _HOMES = {
     "evaluate_run": "fastcifar.engine",
     "fit": "fastcifar.engine",
     "fit_seeds": "fastcifar.seeds",
+    "load_model": "fastcifar.trained",
     "open_store": "fastcifar.data.datasets",
 }
 

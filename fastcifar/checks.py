@@ -4,14 +4,19 @@ Example:
     check_integer("epochs", epochs, 1)      # "epochs must be a whole number at least 1, got 0"
 """
 
+import dataclasses
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from numbers import Integral, Real
+from typing import TYPE_CHECKING, Any
 
 from fastcifar.errors import ConfigError
 
-__all__ = ["check_choice", "check_integer", "check_kind", "check_names", "check_number"]
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+__all__ = ["check_choice", "check_integer", "check_kind", "check_names", "check_number", "plain_numbers"]
 
 
 def check_choice(name: str, value: object, allowed: Sequence[object]) -> None:
@@ -77,3 +82,15 @@ def check_kind(name: str, value: object, kind: Any, words: str) -> None:
     """
     if not isinstance(value, kind):
         raise ConfigError(f"{name} must be {words}, got {value!r}")
+
+
+def plain_numbers(options: "DataclassInstance") -> None:
+    """Make NumPy's numbers in the fields of a frozen dataclass Python's, of the same value: JSON knows no others."""
+    for field in dataclasses.fields(options):
+        value = getattr(options, field.name)
+        if type(value) in (int, float, bool):
+            continue
+        if isinstance(value, Integral):
+            object.__setattr__(options, field.name, int(value))
+        elif isinstance(value, Real):
+            object.__setattr__(options, field.name, float(value))

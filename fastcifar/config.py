@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from fastcifar.checks import check_choice, check_integer, check_kind, check_number
+from fastcifar.checks import check_choice, check_integer, check_kind, check_number, plain_numbers
 from fastcifar.errors import ConfigError
 
 __all__ = [
@@ -69,6 +69,7 @@ class Augment:
     """Alpha of CutMix's Beta distribution; 0 for none. Where mixup is on too, each sample has one of them."""
 
     def __post_init__(self) -> None:
+        plain_numbers(self)
         check_integer("crop", self.crop, 0)
         check_choice("padding", self.padding, get_args(Padding))
         check_choice("flip", self.flip, get_args(Flip))
@@ -133,6 +134,7 @@ class Recipe:
     shift (flip, at two shifts by one pixel too)."""
 
     def __post_init__(self) -> None:
+        plain_numbers(self)
         check_choice("split", self.split, get_args(Scheme))
         check_integer("epochs", self.epochs, 1)
         check_integer("batch_size", self.batch_size, 2)  # BatchNorm needs two samples
@@ -239,6 +241,7 @@ class TrainConfig:
     """Folder of a stopped run to go on with, exactly, with the options it was started with."""
 
     def __post_init__(self) -> None:
+        plain_numbers(self)
         for name in ("data", "out", "resume"):
             if isinstance(value := getattr(self, name), str):
                 object.__setattr__(self, name, Path(value))
@@ -249,7 +252,9 @@ class TrainConfig:
             check_kind(name, getattr(self, name), str, "a name")
         for name in ("allow_unverified", "amp", "channels_last", "cuda_graphs", "profile"):
             check_kind(name, getattr(self, name), bool, "True or False")
-        object.__setattr__(self, "device", str(self.device))  # a torch.device too
+        if not isinstance(self.device, str) and not hasattr(self.device, "type"):
+            raise ConfigError(f"device must be a name, such as 'cuda:1', or a torch.device, got {self.device!r}")
+        object.__setattr__(self, "device", str(self.device))
         changes: object = self.change
         if not isinstance(changes, list | tuple) or not all(isinstance(change, str) for change in changes):
             raise ConfigError(f"change must be a tuple of texts such as 'lr=0.1', got {self.change!r}")

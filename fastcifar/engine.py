@@ -21,12 +21,13 @@ from fastcifar.errors import CheckpointError, ConfigError, DamagedStoreError, Da
 from fastcifar.evaluation import eval_loader, evaluate, test_stats
 from fastcifar.job import FitResult, Job
 from fastcifar.metrics import TestStats
-from fastcifar.nets import build_model, check_image_size, find_arch, prepare
+from fastcifar.nets import check_image_size, find_arch, prepare
 from fastcifar.publish import read_file
 from fastcifar.ranks import Ranks, joined
 from fastcifar.recipes import resolve
 from fastcifar.reporter import JsonLinesReporter, NullReporter, Reporter, TeeReporter
-from fastcifar.trainer import load_weights, train_epoch
+from fastcifar.trained import find_run, net_of
+from fastcifar.trainer import train_epoch
 
 __all__ = ["FitResult", "evaluate", "evaluate_run", "fit", "open_data", "train_epoch"]
 
@@ -157,7 +158,7 @@ def _train(
 
 @signals.stop_at_once("before the evaluation was done; the run is as it was")
 def evaluate_run(
-    path: Path, *, device: str = "auto", data: Path | None = None, reporter: Reporter | None = None
+    path: Path | str, *, device: str = "auto", data: Path | None = None, reporter: Reporter | None = None
 ) -> TestStats:
     """Evaluate a run's newest checkpoint on the test images.
 
@@ -171,11 +172,7 @@ def evaluate_run(
         CheckpointError: `path` is not a run, or it has no sound checkpoint.
         DataError: its data cannot be opened.
     """
-    reporter, path = TeeReporter(reporter or NullReporter()), Path(path)
-    if any((path / record).is_file() for record in runs.RECORDS):
-        one = min((each.parent for each in path.glob("*/config.json")), default=path / "...")
-        raise CheckpointError(f"{path} holds several runs: name one of them, such as {one}")
-    run = runs.reopen(path)
+    reporter, run = TeeReporter(reporter or NullReporter()), find_run(path)
     if data is not None:
         if not Path(data).exists():
             raise DataError(f"{data}: does not exist")
@@ -206,8 +203,7 @@ def _tested(run: runs.Run, rt: runtime.Runtime, saved: checkpoint.Checkpoint, st
     """
     if store.digest != saved.state.get("loader", {}).get("digest"):
         raise CheckpointError(f"{saved.path} was trained on other data than {store.path} holds")
-    model = build_model(run.config.arch, num_classes=len(store.classes), in_channels=store.image_shape[2])
-    load_weights(model, saved.model)
+    model = net_of(run, saved)
     model.to(rt.device, memory_format=rt.memory_format)  # type: ignore[call-overload]
     prepare(model, rt.device, rt.precision)
     loader = eval_loader(store, f"{run.recipe.split}/test", run.recipe, rt)

@@ -122,8 +122,10 @@ def find_device(name: torch.device | str) -> torch.device:
     try:
         probe = torch.zeros(1, device=name)
         probe.cpu()
-    except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError, TypeError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].split(". ")[0].rstrip(".")
+        if reason.startswith("Expected one of"):  # and then some twenty kinds
+            reason = "no kind of device has that name"
         raise ConfigError(f"device {str(name)!r} cannot be used here ({reason}): try 'cpu'") from None
     return probe.device
 

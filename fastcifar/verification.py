@@ -21,6 +21,8 @@ from fastcifar.runs import RECORDS
 __all__ = ["Finding", "verify"]
 
 _KEPT = ("stores", "downloads")  # folders of a home
+_MARKS = ("config.json", "manifest.json", *RECORDS)
+"""What a run, a store or checkpoint, and several runs have in their folders."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,8 +44,8 @@ def verify(path: Path) -> Iterator[Finding]:
     """Check what is at `path`, and what is in it.
 
     Args:
-        path: a store, a run's folder or one with several in it, a checkpoint's, CIFAR's archive or its unpacked folder
-            in either form, or a folder with `stores` and `downloads` in it, such as FASTCIFAR_HOME.
+        path: a store, a run's folder, a checkpoint's, or a folder with several of these in it; CIFAR's archive or its
+            unpacked folder in either form; or a folder with `stores` and `downloads` in it, such as FASTCIFAR_HOME.
 
     Raises:
         DataError: it is none of these, or cannot be read.
@@ -68,9 +70,9 @@ def _verify(path: Path) -> Iterator[Finding]:
         yield _run(path)
     elif (form := recognise_cifar(path)) is not None:
         yield _cifar(path, *form)
-    elif runs := sorted(each for each in path.glob("[!.]*") if _holds(each, "config.json")):
-        for run in runs:
-            yield from _verify(run)
+    elif several := sorted(each for each in path.glob("[!.]*") if any(_holds(each, name) for name in _MARKS)):
+        for each in several:
+            yield from _verify(each)
     elif any((path / name).is_dir() for name in _KEPT):
         for folder in _KEPT:
             for each in sorted((path / folder).glob("[!.]*")):

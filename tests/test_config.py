@@ -3,6 +3,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from fastcifar.config import Augment, Recipe, TrainConfig
@@ -26,6 +27,8 @@ from fastcifar.recipes import RECIPES, resolve
         (TrainConfig, {"split": "all"}, "split must be one of report, full, holdout, got 'all'"),
         (TrainConfig, {"compile": "yes"}, "compile must be one of auto, on, off"),
         (TrainConfig, {"amp_dtype": "bfloat16"}, "needs amp"),
+        (TrainConfig, {"device": None}, "device must be a name, such as 'cuda:1', or a torch.device, got None"),
+        (TrainConfig, {"epochs": np.float64(2)}, r"epochs must be a whole number at least 1, got 2\.0"),
         (TrainConfig, {"out": Path("a"), "resume": Path("b")}, "cannot be given with resume"),
     ],
 )
@@ -33,6 +36,18 @@ def test_a_wrong_option_names_itself_and_its_value(make: Any, options: dict[str,
     with pytest.raises(ConfigError, match=message) as caught:
         make(**options)
     assert "\n" not in str(caught.value)
+
+
+def test_numbers_may_be_numpys() -> None:
+    config = TrainConfig(epochs=np.int64(3), lr=np.float32(0.5), seed=np.uint64(2**64 - 1))  # type: ignore[arg-type]
+    assert config == TrainConfig(epochs=3, lr=0.5, seed=2**64 - 1)
+    assert TrainConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
+    augment = Augment(crop=np.int8(4), mixup=np.float64(0.2))  # type: ignore[arg-type]
+    recipe = dataclasses.replace(RECIPES["fast"], augment=augment, epochs=np.int32(2))
+    stored = json.loads(json.dumps(dataclasses.asdict(recipe)))
+    assert Recipe.from_json(stored) == dataclasses.replace(
+        RECIPES["fast"], augment=Augment(crop=4, mixup=0.2), epochs=2
+    )
 
 
 def test_recipe_fields_are_checked() -> None:

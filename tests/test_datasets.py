@@ -141,6 +141,15 @@ def test_names_that_are_none_are_said(tmp_path: Path) -> None:
         open_store(Path("digits"))
     with pytest.raises(ConfigError, match=r"^dataset './mine': there is no such folder$"):
         open_store("./mine")
+    (tmp_path / "text").write_text("x")
+    with pytest.raises(ConfigError, match=r"text' is no store: make one of it with fastcifar convert \S*text OUT$"):
+        open_store(tmp_path / "text")
+    for form in ("cifar", "cifar.tar.gz"):
+        place = tiny_cifar10(tmp_path / form)
+        with pytest.raises(ConfigError) as caught:
+            open_store(place)
+        known = f"it is cifar10's archive or folder: give the name cifar10, and {place} as data (--data)"
+        assert str(caught.value) == f"dataset {str(place)!r} is no store: {known}"
     with pytest.raises(ConfigError, match="home must be a path or None, got 5"):
         open_store("digits", home=5)  # type: ignore[arg-type]
     with pytest.raises(DataError, match=r"a+: cannot be read"):

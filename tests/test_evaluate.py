@@ -7,15 +7,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 
+import fastcifar
 from fastcifar.commands import main
 from fastcifar.config import TrainConfig
 from fastcifar.data.arrays import convert_arrays
 from fastcifar.engine import evaluate_run, fit
-from fastcifar.errors import CheckpointError, ConfigError, DataError, StoppedError
+from fastcifar.errors import CheckpointError, ConfigError, DataError, FastcifarError, StoppedError
 from fastcifar.evaluation import Evaluation, mistakes
-from fastcifar.nets import ARCHS, Arch
+from fastcifar.nets import ARCHS, Arch, FastArch
 from fastcifar.reporter import NullReporter
 from fastcifar.seeds import fit_seeds
 from fastcifar.signals import request_stop
@@ -149,6 +151,56 @@ def test_several_runs_are_no_run() -> None:
     fit_seeds(config(store(), out=Path("all"), epochs=1), [3])
     with pytest.raises(CheckpointError, match=r"^all holds several runs: name one of them, such as all/seed-3$"):
         evaluate_run(Path("all"))
+
+
+def test_a_net_is_loaded_from_its_run_alone() -> None:
+    result = fit(config(store(), out=Path("run")))
+    images, labels = fastcifar.Loader("mine", split="test", batch_size=30, order="sequential").batch(0, 0)
+    shutil.rmtree("mine")
+    torch.manual_seed(7)
+    before = torch.get_rng_state()
+    model = fastcifar.load_model("run")
+    assert torch.equal(torch.get_rng_state(), before)
+    assert not model.training
+    assert all(tensor.device.type == "cpu" for tensor in model.state_dict().values())
+    with torch.no_grad():
+        right = (model(images).argmax(1) == labels).double().mean().item()
+    assert right == pytest.approx(result.test.accuracy)
+    assert model.features[0].weight.requires_grad  # type: ignore[index]
+
+
+def test_a_grey_net_of_any_arch_is_loaded_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(ARCHS, "tiny", FastArch(patterns=3, widths=(4, 4)))
+    grey = np.random.default_rng(0).integers(0, 256, (40, 20, 20, 1), np.uint8)
+    convert_arrays("grey", grey, np.arange(40) % 4, splits={"train": slice(0, 32), "test": slice(32, 40)})
+    changes = ("whiten=none", "tta=none", "resolutions=none")
+    fit(config("grey", out=Path("run"), epochs=1, change=changes))
+    model = fastcifar.load_model(Path("run"))
+    (saved,) = Path("run/checkpoints").iterdir()
+    weights = safetensors.torch.load_file(saved / "model.safetensors")
+    assert {name: tensor.tolist() for name, tensor in model.state_dict().items()} == {
+        name: tensor.tolist() for name, tensor in weights.items()
+    }
+    assert model.features[0].in_channels == 1  # type: ignore[index]
+    assert not model.features[4].weight.requires_grad  # type: ignore[index]  # as it was trained
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [("nowhere", "nowhere is not a run: config.json: No such file"), (None, "run must be a folder, got None")],
+)
+def test_what_is_no_run_has_no_net(place: Any, message: str) -> None:
+    with pytest.raises(FastcifarError, match=message):
+        fastcifar.load_model(place)
+    with pytest.raises(FastcifarError, match=message):
+        evaluate_run(place)
+
+
+def test_another_net_in_a_checkpoint_is_not_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    fit(config(store(), out=Path("run"), epochs=1))
+    monkeypatch.setitem(ARCHS, "tiny", Arch(blocks=((4,), (4,), (4,), (4, 4)), hidden=(8,)))
+    with pytest.raises(CheckpointError, match="the checkpoint is of another net: features"):
+        fastcifar.load_model("run")
 
 
 def test_a_split_that_the_store_has_not_is_said() -> None:

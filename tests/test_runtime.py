@@ -64,6 +64,14 @@ def test_an_unusable_device_is_said(device: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_of_an_unknown_kind_of_device_no_list_is_given() -> None:
+    with pytest.raises(ConfigError) as caught:
+        runtime.find_device("gpu")
+    assert str(caught.value) == "device 'gpu' cannot be used here (no kind of device has that name): try 'cpu'"
+    with pytest.raises(ConfigError, match=r"^device '3.5' cannot be used here \("):
+        runtime.find_device(3.5)  # type: ignore[arg-type]
+
+
 def test_environment_names_versions_and_hardware() -> None:
     found = runtime.environment()
     assert found["torch"] == torch.__version__

@@ -221,6 +221,18 @@ def test_a_folder_of_runs_is_said_run_by_run(trained: Path, tmp_path: Path) -> N
     assert not any(finding.problems for finding in found)
 
 
+def test_a_folder_of_stores_or_checkpoints_is_said_one_by_one(trained: Path, tmp_path: Path) -> None:
+    mine, other = store(tmp_path / "stores" / "mine"), store(tmp_path / "stores" / "other")
+    flip(other / "images.npy")
+    assert [(found.path, len(found.problems)) for found in verify(mine.parent)] == [(mine, 0), (other, 1)]
+    folder = trained / "run" / "checkpoints"
+    found = list(verify(folder))
+    assert [(one.path, one.what, one.problems) for one in found] == [
+        (path, "a checkpoint", ()) for path in sorted(folder.iterdir())
+    ]
+    assert found
+
+
 def test_an_ablations_runs_lie_deeper(trained: Path, tmp_path: Path) -> None:
     shutil.copytree(trained / "run", tmp_path / "a" / "0-base" / "seed-0")
     runs = [{"name": "base, seed 0", "folder": "0-base/seed-0", "state": "done"}]
@@ -292,6 +304,7 @@ def test_a_damaged_folder_names_the_file(published: Path) -> None:
 def test_a_home_with_nothing_in_it_is_no_fault(home: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["verify"]) == 0
     assert capfd.readouterr().out == f"{home}: holds no downloads and no stores yet\n"
+    assert not home.exists()
     (home / "stores").mkdir(parents=True)
     assert said(capfd=capfd) == (0, [])
 

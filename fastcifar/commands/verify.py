@@ -28,14 +28,14 @@ class VerifyOptions:
     """Options of `fastcifar verify`."""
 
     paths: tyro.conf.Positional[tuple[Path, ...]] = ()
-    """Stores, runs (or folders of several), checkpoints, and CIFAR's archives or unpacked folders; by default the
+    """Stores, runs and checkpoints (or folders of several), and CIFAR's archives or unpacked folders; by default the
     folder of downloads and stores."""
 
 
 def run(arguments: Sequence[str]) -> int:
     """Verify as the options say."""
     options = parse(VerifyOptions, arguments, prog="fastcifar verify", description=_DESCRIPTION)
-    home, status = find_home(), 0
+    home, status = find_home(make=False), 0
     if not options.paths and not any((home / name).is_dir() for name in ("stores", "downloads")):
         _say(f"{home}: holds no downloads and no stores yet")
         return 0

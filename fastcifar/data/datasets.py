@@ -14,7 +14,7 @@ from pathlib import Path
 import filelock
 
 from fastcifar.checks import check_kind
-from fastcifar.data.cifar import CIFAR
+from fastcifar.data.cifar import CIFAR, recognise_cifar
 from fastcifar.data.content import Dataset, Found
 from fastcifar.data.digits import DigitsDataset
 from fastcifar.data.download import Progress
@@ -76,7 +76,7 @@ def open_store(
                 raise ConfigError(f"data {str(data)!r} cannot be given with the store {str(name)!r}")
             return ArrayStore(name, verify=verify)
         if os.path.lexists(name):
-            raise ConfigError(f"dataset {str(name)!r} is no store: make one of it with fastcifar convert {name} OUT")
+            raise ConfigError(f"dataset {str(name)!r} is no store: {_use_of(Path(name))}")
         if isinstance(name, Path) or os.sep in name:
             known = f"; the data set is the name {Path(name).name!r} alone" if Path(name).name in DATASETS else ""
             raise ConfigError(f"dataset {str(name)!r}: there is no such folder{known}")
@@ -135,6 +135,14 @@ def _set_aside(path: Path, error: DamagedStoreError) -> None:
     except OSError as problem:
         raise OutputError(f"{error}; it cannot be set aside: {problem.strerror or problem}") from None
     _log.warning("%s: set aside as %s, and made anew", error.found, aside.name)
+
+
+def _use_of(path: Path) -> str:
+    """What to do with what is there and no store, as the end of a message."""
+    found = recognise_cifar(path)
+    if found is None:
+        return f"make one of it with fastcifar convert {path} OUT"
+    return f"it is {found[0].name}'s archive or folder: give the name {found[0].name}, and {path} as data (--data)"
 
 
 def _is_store(path: Path) -> bool:

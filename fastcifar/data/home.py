@@ -23,8 +23,11 @@ VARIABLE = "FASTCIFAR_HOME"
 _log = logging.getLogger(__name__)
 
 
-def find_home() -> Path:
-    """The folder for downloads and stores, made if need be.
+def find_home(*, make: bool = True) -> Path:
+    """The folder for downloads and stores.
+
+    Args:
+        make: it if need be; else it may not be there.
 
     Returns:
         A folder that can be written, or an existing one that can at least be read.
@@ -33,7 +36,8 @@ def find_home() -> Path:
     home = Path(chosen or "~")
     try:
         home = home.expanduser() if chosen else platformdirs.user_cache_path("fastcifar")
-        home.mkdir(parents=True, exist_ok=True)
+        if make:
+            home.mkdir(parents=True, exist_ok=True)
     except (OSError, RuntimeError) as error:
         user = f"-{os.getuid()}" if hasattr(os, "getuid") else ""
         fallback = Path(tempfile.gettempdir()) / f"fastcifar{user}"

@@ -1,0 +1,76 @@
+"""The net that a run trained, from the folder of the run; its data need not be there.
+
+model = load_model("runs/cifar10-big-fast-20260101-120000", device="cuda")
+logits = model(images)
+"""
+
+import logging
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from fastcifar import checkpoint, runs
+from fastcifar.checks import check_kind
+from fastcifar.errors import CheckpointError
+from fastcifar.nets import build_model
+from fastcifar.runtime import find_device
+from fastcifar.trainer import load_weights
+
+__all__ = ["find_run", "load_model", "net_of"]
+
+_log = logging.getLogger(__name__)
+
+
+def load_model(run: Path | str, *, device: torch.device | str = "cpu") -> nn.Module:
+    """The net of a run's newest sound checkpoint, in eval mode.
+
+    Args:
+        run: its folder.
+        device: where the net is put.
+
+    Returns:
+        Takes floating [B, C, H, W], H and W from 17 to 32, scaled as the run's images were: standardised, but raw with
+        recipe report. Gives logits, floating [B, K], in the order of the store's `classes`.
+
+    Raises:
+        CheckpointError: `run` is no run, or several, or it has no sound checkpoint.
+        ConfigError: there is no such device here.
+    """
+    place, found = find_device(device), find_run(run)
+    saved = checkpoint.load_newest(found.checkpoints)
+    for line in saved.skipped:
+        _log.warning("%s", line)
+    found.check(saved)
+    layout = torch.channels_last if found.config.channels_last else torch.contiguous_format
+    return net_of(found, saved).to(place, memory_format=layout).eval()  # type: ignore[no-any-return, call-overload]
+
+
+def find_run(path: Path | str) -> runs.Run:
+    """The run in a folder.
+
+    Raises:
+        CheckpointError: it holds none, or several.
+    """
+    check_kind("run", path, Path | str, "a folder")
+    path = Path(path)
+    if any((path / record).is_file() for record in runs.RECORDS):
+        one = min((each.parent for each in path.glob("*/config.json")), default=path / "...")
+        raise CheckpointError(f"{path} holds several runs: name one of them, such as {one}")
+    return runs.reopen(path)
+
+
+def net_of(run: runs.Run, saved: checkpoint.Checkpoint) -> nn.Module:
+    """The net of a checkpoint, on the CPU. No generator is drawn from.
+
+    Raises:
+        CheckpointError: it is of another net.
+    """
+    with torch.device("meta"):  # shapes alone
+        any_net = build_model(run.config.arch, num_classes=1)
+        names = [name for name, parameter in any_net.named_parameters() if parameter.dim() > 1]
+        first, last = (saved.model.get(name, any_net.get_parameter(name)) for name in (names[0], names[-1]))
+        channels = first.shape[1] if first.dim() > 1 else 1
+        model = build_model(run.config.arch, num_classes=len(last), in_channels=channels)
+    load_weights(model.to_empty(device="cpu"), saved.model)
+    return model
