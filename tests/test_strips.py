@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from fastcifar.kernels import strips, winograd
 from fastcifar.nets import build_model
@@ -76,8 +77,11 @@ def test_without_matrix_units_features_are_float32s_under_autocast(
     logits.float().square().sum().backward()
     with torch.autocast("cpu", dtype=torch.float16):
         net(images)
-    full, half, other = seen
+    with torch.autocast("cpu", dtype=torch.bfloat16), FlopCounterMode(display=False):
+        net(images)  # who counts operators sees those of bfloat16
+    full, half, other, counted = seen
     assert torch.equal(full, half) != matrices
+    assert not torch.equal(full, counted)
     assert not torch.equal(full, other)
     assert logits.dtype == torch.bfloat16
     assert all(parameter.grad.isfinite().all() for parameter in net.parameters() if parameter.requires_grad)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from fastcifar.kernels import machine, winograd_fields
 from fastcifar.kernels.norm_fields import LANES
-from fastcifar.kernels.openmp import launch, new_job, set_numbers, takes
+from fastcifar.kernels.openmp import is_plain, launch, new_job, set_numbers, takes
 from fastcifar.kernels.product_fields import TALL
 from fastcifar.kernels.products import add_products, combined, multiply, planes, up
 from fastcifar.kernels.strips import has_matrix_units, is_3x3
@@ -70,7 +70,7 @@ def replaces_bfloat16(images: Tensor) -> bool:
     Vector units multiply twice as many numbers in bfloat16; this takes a quarter of the multiplications.
     """
     return (
-        images.device.type == "cpu"
+        is_plain(images)
         and torch.is_autocast_enabled("cpu")
         and torch.get_autocast_dtype("cpu") == torch.bfloat16
         and not has_matrix_units()
