@@ -65,9 +65,8 @@ class ConvNet(nn.Module):
 
     On a CPU, channels-last, in training and where no gradient is wanted, its ReLUs, BatchNorms and pools run as one
     operation (see `norms`), but for those that have hooks; their modules hold the parameters. In float32 on a CPU,
-    convolutions take a quarter of the multiplications (see `winograd`), and so they do under autocast in bfloat16
-    where there are no matrix units; where there are, those of small images take many of these side by side (see
-    `strips`). Gradients of gradients need `fused` off.
+    convolutions take a quarter of the multiplications (see `winograd`); in bfloat16 on one with matrix units, those of
+    small images take many of these side by side (see `strips`). Gradients of gradients need `fused` off.
 
     Args:
         arch: the shape.
@@ -105,7 +104,7 @@ class ConvNet(nn.Module):
         Returns:
             floating [B, K].
         """
-        logits: Tensor = self.classifier(_features(self, images))
+        logits: Tensor = self.classifier(self._fused(images) if _may_fuse(self, images) else self.features(images))
         return logits
 
     def _fused(self, values: Tensor) -> Tensor:
@@ -167,7 +166,8 @@ class FastNet(nn.Module):
         Returns:
             floating [B, K].
         """
-        logits: Tensor = self.classifier(_features(self, images)) * _LOGIT_SCALE
+        features = self._fused(images) if _may_fuse(self, images) else self.features(images)
+        logits: Tensor = self.classifier(features) * _LOGIT_SCALE
         return logits
 
     def _fused(self, values: Tensor) -> Tensor:
@@ -201,17 +201,6 @@ def _convolve(values: Tensor, layer: nn.Conv2d) -> Tensor:
             return strips.conv2d(values, layer)
     convolved: Tensor = layer(values)
     return convolved
-
-
-def _features(net: ConvNet | FastNet, images: Tensor) -> Tensor:
-    """What the net's features make of the images, in the way that is fastest here."""
-    if not _may_fuse(net, images):
-        features: Tensor = net.features(images)
-        return features
-    if winograd.replaces_bfloat16(images):
-        with torch.autocast("cpu", enabled=False):
-            return net._fused(images.float())
-    return net._fused(images)
 
 
 def _may_fuse(net: ConvNet | FastNet, images: Tensor) -> bool:
@@ -270,7 +259,7 @@ def prepare(model: nn.Module, device: torch.device, precision: torch.dtype) -> N
     """Load or compile what a net runs on a device in a precision, so that no step waits for it."""
     if device.type == "cpu" and isinstance(model, ConvNet | FastNet) and model.fused:
         norms.prepare()
-        if precision == torch.float32 or (precision == torch.bfloat16 and not strips.has_matrix_units()):
+        if precision == torch.float32:
             winograd.prepare()
 
 

@@ -158,11 +158,10 @@ def _first_processor() -> dict[str, str]:
     return {}
 
 
-def _bfloat16_units() -> str:
-    """What this CPU has to multiply bfloat16 in hardware, and what of ours does without; nothing if it has none."""
-    has = torch.cpu.get_capabilities()
-    vectors = "bfloat16 units, but none for matrices: nets of ours convolve in float32"
-    return "bfloat16 units" if has.get("amx_bf16") else vectors if has.get("avx512_bf16") or has.get("bf16") else ""
+def _bfloat16_units() -> bool:
+    """Whether this CPU multiplies bfloat16 in hardware (AVX512-BF16 or AMX)."""
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("bf16"))
 
 
 def _precision(config: TrainConfig, device: torch.device) -> tuple[torch.dtype, str]:
@@ -178,8 +177,8 @@ def _precision(config: TrainConfig, device: torch.device) -> tuple[torch.dtype, 
             return torch.bfloat16, f"bfloat16 autocast: sm_{major}{minor} has bfloat16 units"
         return torch.float16, f"float16 autocast with gradient scaling: sm_{major}{minor} has no bfloat16 units"
     if device.type == "cpu":
-        if units := _bfloat16_units():
-            return torch.bfloat16, f"bfloat16 autocast: this CPU has {units}"
+        if _bfloat16_units():
+            return torch.bfloat16, "bfloat16 autocast: this CPU has bfloat16 units"
         # measured without them: Small, batch 256, 24 images/s in bfloat16 against 337 in float32
         return torch.float32, "float32, though --amp: this CPU has no bfloat16 units and would be many times slower"
     return torch.float32, f"float32, though --amp: not known to gain on {device.type}; --amp-dtype forces it"

@@ -5,7 +5,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from fastcifar.kernels import strips, winograd
 from fastcifar.nets import build_model
@@ -48,43 +47,15 @@ def test_a_strip_is_as_many_images_as_divide_the_batch_and_fit(batch: int, side:
 
 def test_strips_are_for_bfloat16_with_matrix_units(monkeypatch: pytest.MonkeyPatch) -> None:
     layer, images = nn.Conv2d(4, 4, 3, padding=1), torch.zeros(2, 4, 4, 4)
-    monkeypatch.setattr(strips, "has_matrix_units", lambda: True)
+    monkeypatch.setattr(strips, "_has_matrix_units", lambda: True)
     assert not strips.fits(images, layer)
     assert strips.fits(images.bfloat16(), layer)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert strips.fits(images, layer)
     for other in (nn.Conv2d(4, 4, 2), nn.Conv2d(4, 4, 3, padding=1, stride=2), nn.Conv2d(4, 4, 3, padding=1, groups=2)):
         assert not strips.fits(images.bfloat16(), other)
-    monkeypatch.setattr(strips, "has_matrix_units", lambda: False)
+    monkeypatch.setattr(strips, "_has_matrix_units", lambda: False)
     assert not strips.fits(images.bfloat16(), layer)
-
-
-@pytest.mark.parametrize("arch", ["big", "small", "fast"])
-@pytest.mark.parametrize("matrices", [False, True])
-def test_without_matrix_units_features_are_float32s_under_autocast(
-    arch: str, matrices: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(winograd, "has_matrix_units", lambda: matrices)
-    torch.manual_seed(0)
-    net = build_model(arch, num_classes=10).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    images = torch.randn(16, 3, 20, 20).contiguous(memory_format=torch.channels_last)
-    seen = []
-    net.classifier.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
-    net(images)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        logits = net(images)
-        assert torch.is_autocast_enabled("cpu")
-    logits.float().square().sum().backward()
-    with torch.autocast("cpu", dtype=torch.float16):
-        net(images)
-    with torch.autocast("cpu", dtype=torch.bfloat16), FlopCounterMode(display=False):
-        net(images)  # who counts operators sees those of bfloat16
-    full, half, other, counted = seen
-    assert torch.equal(full, half) != matrices
-    assert not torch.equal(full, counted)
-    assert not torch.equal(full, other)
-    assert logits.dtype == torch.bfloat16
-    assert all(parameter.grad.isfinite().all() for parameter in net.parameters() if parameter.requires_grad)
 
 
 @pytest.mark.parametrize("arch", ["big", "small", "fast"])

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["conv2d", "fits", "has_matrix_units", "is_3x3", "strip_of"]
+__all__ = ["conv2d", "fits", "is_3x3", "strip_of"]
 
 _SIDE = 8
 """Columns; larger images fill the tiles well enough."""
@@ -38,7 +38,7 @@ def fits(images: Tensor, layer: nn.Conv2d) -> bool:
     return (
         images.device.type == "cpu"
         and (images.dtype == torch.bfloat16 or torch.is_autocast_enabled("cpu"))
-        and has_matrix_units()
+        and _has_matrix_units()
         and is_3x3(layer)
         and not torch.compiler.is_compiling()
     )
@@ -56,8 +56,7 @@ def is_3x3(layer: nn.Conv2d) -> bool:
 
 
 @functools.cache
-def has_matrix_units() -> bool:
-    """Whether this CPU has AMX, and the system lets it be used."""
+def _has_matrix_units() -> bool:
     return bool(torch.cpu._is_amx_tile_supported())  # it has no public name
 
 

@@ -22,13 +22,13 @@ from torch import Tensor, nn
 
 from fastcifar.kernels import machine, winograd_fields
 from fastcifar.kernels.norm_fields import LANES
-from fastcifar.kernels.openmp import is_plain, launch, new_job, set_numbers, takes
+from fastcifar.kernels.openmp import launch, new_job, set_numbers, takes
 from fastcifar.kernels.product_fields import TALL
 from fastcifar.kernels.products import add_products, combined, multiply, planes, up
-from fastcifar.kernels.strips import has_matrix_units, is_3x3
+from fastcifar.kernels.strips import is_3x3
 from fastcifar.kernels.winograd_fields import TILES
 
-__all__ = ["conv2d", "fits", "prepare", "replaces_bfloat16"]
+__all__ = ["conv2d", "fits", "prepare"]
 
 _FLOATS: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}
 """Of whatever the loops write to: what a user's defaults are must not matter."""
@@ -61,19 +61,6 @@ def fits(images: Tensor, layer: nn.Conv2d) -> bool:
         and images.shape[1] == layer.weight.shape[1]  # else the layer says so
         and 9 * batch * height * width >= _LEAST * tiling.points**2 * (batch * tiling.tiles + _FILTERS)
         and (layer.training or not torch.is_grad_enabled())
-    )
-
-
-def replaces_bfloat16(images: Tensor) -> bool:
-    """Whether a net under autocast in bfloat16 convolves so, in float32: on a CPU without matrix units.
-
-    Vector units multiply twice as many numbers in bfloat16; this takes a quarter of the multiplications.
-    """
-    return (
-        is_plain(images)
-        and torch.is_autocast_enabled("cpu")
-        and torch.get_autocast_dtype("cpu") == torch.bfloat16
-        and not has_matrix_units()
     )
 
 
