@@ -26,7 +26,7 @@ from fastcifar.publish import read_file
 from fastcifar.ranks import Ranks, joined
 from fastcifar.recipes import resolve
 from fastcifar.reporter import JsonLinesReporter, NullReporter, Reporter, TeeReporter
-from fastcifar.trained import find_run, net_of
+from fastcifar.trained import find_run, net_of, newest_of
 from fastcifar.trainer import train_epoch
 
 __all__ = ["FitResult", "evaluate", "evaluate_run", "fit", "open_data", "train_epoch"]
@@ -178,10 +178,7 @@ def evaluate_run(
             raise DataError(f"{data}: does not exist")
         run = dataclasses.replace(run, config=dataclasses.replace(run.config, data=data))
     rt = runtime.choose(dataclasses.replace(run.config, device=device, compile="off"))  # one pass: compiling costs more
-    saved = checkpoint.load_newest(run.checkpoints)
-    for line in saved.skipped:
-        reporter.message(line)
-    run.check(saved)
+    saved = newest_of(run, reporter.message)
     done = int(saved.state.get("epoch", 0))
     unfinished = ": the run is not finished" * (done < run.recipe.epochs)
     reporter.message(f"checkpoint of step {saved.step}, after {done} of {run.recipe.epochs} epochs{unfinished}")
@@ -203,8 +200,7 @@ def _tested(run: runs.Run, rt: runtime.Runtime, saved: checkpoint.Checkpoint, st
     """
     if store.digest != saved.state.get("loader", {}).get("digest"):
         raise CheckpointError(f"{saved.path} was trained on other data than {store.path} holds")
-    model = net_of(run, saved)
-    model.to(rt.device, memory_format=rt.memory_format)  # type: ignore[call-overload]
+    model = net_of(run, saved, rt.device)
     prepare(model, rt.device, rt.precision)
     loader = eval_loader(store, f"{run.recipe.split}/test", run.recipe, rt)
     with _enough_memory(rt):

@@ -1,10 +1,12 @@
 """The net that a run trained, from the folder of the run; its data need not be there.
 
-model = load_model("runs/cifar10-big-fast-20260101-120000", device="cuda")
-logits = model(images)
+Example:
+    model = load_model("runs/cifar10-big-fast-20260101-120000", device="cuda")
+    logits = model(images)
 """
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -17,7 +19,7 @@ from fastcifar.nets import build_model
 from fastcifar.runtime import find_device
 from fastcifar.trainer import load_weights
 
-__all__ = ["find_run", "load_model", "net_of"]
+__all__ = ["find_run", "load_model", "net_of", "newest_of"]
 
 _log = logging.getLogger(__name__)
 
@@ -38,12 +40,7 @@ def load_model(run: Path | str, *, device: torch.device | str = "cpu") -> nn.Mod
         ConfigError: there is no such device here.
     """
     place, found = find_device(device), find_run(run)
-    saved = checkpoint.load_newest(found.checkpoints)
-    for line in saved.skipped:
-        _log.warning("%s", line)
-    found.check(saved)
-    layout = torch.channels_last if found.config.channels_last else torch.contiguous_format
-    return net_of(found, saved).to(place, memory_format=layout).eval()  # type: ignore[no-any-return, call-overload]
+    return net_of(found, newest_of(found, _log.warning), place).eval()
 
 
 def find_run(path: Path | str) -> runs.Run:
@@ -60,8 +57,21 @@ def find_run(path: Path | str) -> runs.Run:
     return runs.reopen(path)
 
 
-def net_of(run: runs.Run, saved: checkpoint.Checkpoint) -> nn.Module:
-    """The net of a checkpoint, on the CPU. No generator is drawn from.
+def newest_of(run: runs.Run, say: Callable[[str], object]) -> checkpoint.Checkpoint:
+    """A run's newest sound checkpoint; `say` is told of those that had to be skipped.
+
+    Raises:
+        CheckpointError: there is none, or it is of other options than the run.
+    """
+    saved = checkpoint.load_newest(run.checkpoints)
+    for line in saved.skipped:
+        say(line)
+    run.check(saved)
+    return saved
+
+
+def net_of(run: runs.Run, saved: checkpoint.Checkpoint, device: torch.device) -> nn.Module:
+    """The net of a checkpoint, on the device and in the run's memory format. No generator is drawn from.
 
     Raises:
         CheckpointError: it is of another net.
@@ -73,4 +83,5 @@ def net_of(run: runs.Run, saved: checkpoint.Checkpoint) -> nn.Module:
         channels = first.shape[1] if first.dim() > 1 else 1
         model = build_model(run.config.arch, num_classes=len(last), in_channels=channels)
     load_weights(model.to_empty(device="cpu"), saved.model)
-    return model
+    layout = torch.channels_last if run.config.channels_last else torch.contiguous_format
+    return model.to(device, memory_format=layout)  # type: ignore[no-any-return, call-overload]

@@ -21,8 +21,8 @@ from fastcifar.runs import RECORDS
 __all__ = ["Finding", "verify"]
 
 _KEPT = ("stores", "downloads")  # folders of a home
-_MARKS = ("config.json", "manifest.json", *RECORDS)
-"""What a run, a store or checkpoint, and several runs have in their folders."""
+_CONTENT = ("manifest.json", "model.safetensors")
+"""What a store or a checkpoint has in its folder, the latter even where its manifest is lost."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,18 +59,18 @@ def verify(path: Path) -> Iterator[Finding]:
 def _verify(path: Path) -> Iterator[Finding]:
     if not path.exists():
         raise DataError(f"{path}: does not exist")
-    if _holds(path, "manifest.json") or _holds(path, "model.safetensors"):
+    if _holds(path, *_CONTENT):
         if _is_checkpoint(path):
             yield Finding(path=path, what="a checkpoint", problems=_checkpoint_problems(path))
         else:
             yield _store(path)
-    elif any(_holds(path, name) for name in RECORDS):
+    elif _holds(path, *RECORDS):
         yield from _series(path)
     elif _holds(path, "config.json"):
         yield _run(path)
     elif (form := recognise_cifar(path)) is not None:
         yield _cifar(path, *form)
-    elif several := sorted(each for each in path.glob("[!.]*") if any(_holds(each, name) for name in _MARKS)):
+    elif several := sorted(each for each in path.glob("[!.]*") if _holds(each, "config.json", *_CONTENT, *RECORDS)):
         for each in several:
             yield from _verify(each)
     elif any((path / name).is_dir() for name in _KEPT):
@@ -81,8 +81,9 @@ def _verify(path: Path) -> Iterator[Finding]:
         raise DataError(f"{path}: is no store, run, checkpoint, or archive or folder of CIFAR, and no home of them")
 
 
-def _holds(path: Path, name: str) -> bool:
-    return (path / name).is_file()
+def _holds(path: Path, *names: str) -> bool:
+    """Whether any of these is in a folder."""
+    return any((path / name).is_file() for name in names)
 
 
 def _kept(path: Path) -> Iterator[Finding]:

@@ -231,6 +231,11 @@ def test_a_folder_of_stores_or_checkpoints_is_said_one_by_one(trained: Path, tmp
         (path, "a checkpoint", ()) for path in sorted(folder.iterdir())
     ]
     assert found
+    copied = shutil.copytree(folder, tmp_path / "checkpoints")
+    (copied / found[0].path.name / "manifest.json").unlink()
+    lost, *others = verify(copied)
+    assert lost.problems == ("manifest.json cannot be read (FileNotFoundError)",)
+    assert len(others) == len(found) - 1
 
 
 def test_an_ablations_runs_lie_deeper(trained: Path, tmp_path: Path) -> None:
