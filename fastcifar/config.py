@@ -59,6 +59,8 @@ class Augment:
     """Side in pixels of the square set to 0; 0 for none."""
     policy: PolicyName = "none"
     """What is drawn beside that, after crop and flip: none, trivial (TrivialAugment, wide) or rand (RandAugment)."""
+    policy_epochs: int = 0
+    """Epochs, from the first, that have the policy (He et al. 2019, arXiv:1909.09148: the last without); 0 for all."""
     num_ops: int = 2
     """Operations that RandAugment does to a sample, one after another."""
     magnitude: int = 9
@@ -75,6 +77,7 @@ class Augment:
         check_choice("flip", self.flip, get_args(Flip))
         check_integer("cutout", self.cutout, 0)
         check_choice("policy", self.policy, get_args(PolicyName))
+        check_integer("policy_epochs", self.policy_epochs, 0)
         check_integer("num_ops", self.num_ops, 1, 2**16)
         check_integer("magnitude", self.magnitude, 0, 30)
         check_number("mixup", self.mixup, 0)

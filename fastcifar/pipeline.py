@@ -99,6 +99,7 @@ class Pipeline:
 
             policy = Policy(kind=augment.policy, num_ops=augment.num_ops, magnitude=augment.magnitude)
             self._policy = PolicyAugment(policy, shape=store.image_shape[:2], seed=plan.seed, device=device)
+            self._policy_epochs = augment.policy_epochs
             # float16 holds 0..255 exactly, in half the bytes
             one = np.ones_like(plan.scale)
             kernel_plan = replace(plan, scale=one, shift=0 * one, dtype="float16", cutout=0)
@@ -218,7 +219,11 @@ class Pipeline:
         labels = self._labels[rows]  # type: ignore[index]  # there, where rows are
         if self._policy is None:
             return images, labels
-        pixels = self._policy(images.to(torch.uint8), rows, epoch=epoch)
+        pixels = images.to(torch.uint8)
+        if isinstance(epoch, Tensor) and self._policy_epochs:  # a CUDA graph does the same in all epochs
+            pixels = torch.where(epoch < self._policy_epochs, self._policy(pixels, rows, epoch=epoch), pixels)
+        elif not self._policy_epochs or epoch < self._policy_epochs:
+            pixels = self._policy(pixels, rows, epoch=epoch)
         return self._finish(pixels.permute(0, 2, 3, 1), rows, labels, epoch=epoch, capacity=capacity)
 
     def _padded(self, values: Tensor, capacity: int | None) -> Tensor:
