@@ -7,7 +7,6 @@ augments, scales and lays out each batch. There are no workers and no state but 
         ...
 """
 
-import dataclasses
 import logging
 from collections.abc import Callable, Iterator
 from numbers import Integral
@@ -167,7 +166,7 @@ class Loader(Registered):
             **({"block_size": block_size, "window": window} if order == "block" else {}),
             "drop_last": drop_last,
             "scaling": scaling,
-            "augment": dataclasses.asdict(augment),
+            "augment": {name: value for name, value in vars(augment).items() if name != "policy_epochs" or value},
         }
         self.placement, self.placement_reason = choose_placement(placement, self.store, self.device)
         if (self.backend, self.placement) == ("dali", "device") and self.device.type != "cpu":

@@ -254,7 +254,12 @@ def test_a_step_that_no_epoch_has_is_all_padding(interpreted, step):
 
 
 @pytest.mark.parametrize(
-    "options", [{"policy": "trivial", "cutout": 3}, {"policy": "rand", "mixup": 0.4, "cutmix": 1.0}]
+    "options",
+    [
+        {"policy": "trivial", "cutout": 3},
+        {"policy": "trivial", "policy_epochs": 1},
+        {"policy": "rand", "mixup": 0.4, "cutmix": 1.0},
+    ],
 )
 def test_policies_and_mixing_at_positions_on_the_device(interpreted, monkeypatch, tmp_path, options):
     """The kernel tells the rows, all else is drawn of them: the CPU's batches, short and missing ones too."""

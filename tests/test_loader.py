@@ -1,3 +1,4 @@
+import dataclasses
 import gc
 import threading
 import time
@@ -403,6 +404,27 @@ def test_a_policy_comes_after_crop_and_flip_and_before_scaling_and_cutout(
         assert np.array_equal(np.where(cut, 0, values), found)
         assert not batch.images[real:].any()
     assert loader.state_dict()["augment"]["policy"] == policy
+
+
+@pytest.mark.parametrize("backend", ["cpu", "eager", "reference"])
+@pytest.mark.parametrize("mixed", [{}, {"mixup": 0.4}])
+def test_a_policy_for_the_first_epochs_alone(store: ArrayStore, backend: Any, mixed: Any) -> None:
+    plain = Augment(crop=2, flip="alternating", cutout=3, **mixed)
+    policy = dataclasses.replace(plain, policy="trivial")
+    some = dataclasses.replace(policy, policy_epochs=2)
+    loaders = [Loader(store, augment=one, backend=backend, batch_size=40) for one in (plain, policy, some)]
+    without, throughout, first = loaders
+    for epoch in (0, 1):
+        assert same(first.batch(epoch, 1), throughout.batch(epoch, 1))
+        assert not same(first.batch(epoch, 1), without.batch(epoch, 1))
+    for epoch in (2, 3, 2**32 - 1):
+        assert same(first.batch(epoch, 1), without.batch(epoch, 1))
+        assert same(first.batch_at(torch.tensor([epoch, 1])), without.batch(epoch, 1))
+        assert not same(first.batch(epoch, 1), throughout.batch(epoch, 1))
+    state = throughout.state_dict()
+    assert "policy_epochs" not in state["augment"]  # so that states from before it was an option fit
+    with pytest.raises(ConfigError, match=r"its augment is .*, here .*'policy_epochs': 2"):
+        first.load_state_dict(state)
 
 
 # Where a DataLoader is expected -----------------------------------------------------------------------------------
