@@ -6,6 +6,7 @@ It keeps no loader alive, and touches nothing else.
     images, labels = batch_op(position, handle)        # position: int64[2], (epoch, step), on the loader's device
 """
 
+import inspect
 import itertools
 import weakref
 from collections.abc import Callable
@@ -14,7 +15,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-__all__ = ["Maker", "Registered", "batch_op", "register"]
+from fastcifar.errors import ConfigError
+
+__all__ = ["Maker", "Registered", "batch_op", "check_position", "register"]
 
 
 class Maker(Protocol):
@@ -43,12 +46,30 @@ class Registered:
 
     _given: dict[str, Any]
 
+    def __repr__(self) -> str:
+        usual = {name: option.default for name, option in inspect.signature(type(self)).parameters.items()}
+        given = vars(self).get("_given", {})  # there is none where it could not be made
+        options = (f"{name}={value!r}" for name, value in given.items() if value != usual[name])
+        return f"{type(self).__name__}({', '.join(options)})"
+
     def __reduce__(self) -> tuple[Any, ...]:
         return _made, (type(self), self._given), {"_position": vars(self)["_position"]}
 
 
 def _made(kind: Callable[..., Registered], given: dict[str, Any]) -> Registered:
     return kind(**given)
+
+
+def check_position(position: object) -> Tensor:
+    """The position, if it may be one.
+
+    Raises:
+        ConfigError: it is no tensor of two whole numbers.
+    """
+    if not isinstance(position, Tensor) or position.shape != (2,) or position.dtype.is_floating_point:
+        what = f"{position.dtype}{list(position.shape)}" if isinstance(position, Tensor) else repr(position)
+        raise ConfigError(f"position must be a tensor int64[2], (epoch, step), got {what:.100}")
+    return position
 
 
 @torch.library.custom_op("fastcifar::batch", mutates_args=())

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
-from fastcifar.batch_op import Registered, batch_op, register
+from fastcifar.batch_op import Registered, batch_op, check_position, register
 from fastcifar.batches import Batch, Batches
 from fastcifar.checks import check_choice, check_integer, check_kind
 from fastcifar.config import Augment, Scaling
@@ -213,12 +213,12 @@ class Loader(Registered):
             A batch of always the same shape; rows that have no sample are padding.
 
         Raises:
-            ConfigError: the loader has a transform: apply it in the step.
+            ConfigError: the loader has a transform: apply it in the step; or `position` is none.
             ConfigError, IndexError: as `batch` (with backend cuda all rows are padding, and epochs modulo 2**32).
         """
         if self._transform is not None:
             raise ConfigError("batch_at makes batches without transform: apply the module in the step itself")
-        return Batch(*batch_op(position, self._handle))
+        return Batch(*batch_op(check_position(position), self._handle))
 
     @property
     def counts_on_device(self) -> bool:

@@ -196,6 +196,10 @@ def test_a_size_that_is_none_is_said(size: object) -> None:
         read_size(size)  # type: ignore[arg-type]
 
 
+def test_a_size_may_be_of_numpys_numbers() -> None:
+    assert read_size(np.int64(8)) == read_size((np.uint8(8), 8)) == read_size("8") == (8, 8)  # type: ignore[arg-type]
+
+
 def test_sizes_that_differ_need_one_to_be_given(root: Path) -> None:
     write_tree(root, {"a": 2})
     write_image(root / "b" / "1.png", noise(5, 5))

@@ -427,6 +427,12 @@ def test_a_policy_for_the_first_epochs_alone(store: ArrayStore, backend: Any, mi
         first.load_state_dict(state)
 
 
+def test_loaders_and_splits_say_what_they_are(store: ArrayStore) -> None:
+    loader = Loader(store, batch_size=20, dtype=torch.float16)
+    assert repr(loader) == f"Loader(store={store!r}, batch_size=20, dtype=torch.float16)"
+    assert repr(loader.dataset) == f"Split('full/train', {len(loader.dataset)} images)"
+
+
 # Where a DataLoader is expected -----------------------------------------------------------------------------------
 
 
@@ -491,6 +497,13 @@ def test_a_compiled_step_may_contain_the_loader(store: ArrayStore) -> None:
     assert len(graphs) == 1  # no recompilation
     with pytest.raises(IndexError, match="step 5 is out of range"):
         loader.batch_at(torch.tensor([0, 5]))
+    for wrong, told in (
+        (torch.tensor([0]), r"torch.int64\[1\]"),
+        (torch.zeros(2), r"torch.float32\[2\]"),
+        ([0, 1], r"\[0, 1\]"),
+    ):
+        with pytest.raises(ConfigError, match=rf"position must be a tensor int64\[2\], \(epoch, step\), got {told}"):
+            loader.batch_at(wrong)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="without transform"):
         Loader(store, transform=Noise()).batch_at(torch.tensor([0, 0]))
 

@@ -8,6 +8,7 @@ import dataclasses
 import re
 from collections.abc import Generator, Sequence
 from contextlib import closing
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -134,10 +135,10 @@ def read_size(size: int | str | tuple[int, int]) -> tuple[int, int]:
     match = re.fullmatch(r"([0-9]{1,5})(?:x([0-9]{1,5}))?", size) if isinstance(size, str) else None
     if match:
         height, width = int(match[1]), int(match[2] or match[1])
-    elif isinstance(size, int):
-        height = width = size
-    elif isinstance(size, tuple) and len(size) == 2 and all(isinstance(side, int) for side in size):
-        height, width = size
+    elif isinstance(size, Integral):
+        height = width = int(size)
+    elif isinstance(size, tuple | list) and len(size) == 2 and all(isinstance(side, Integral) for side in size):
+        height, width = map(int, size)
     else:
         height = width = 0
     if not (1 <= height <= _LARGEST and 1 <= width <= _LARGEST):

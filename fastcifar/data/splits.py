@@ -81,6 +81,9 @@ class Split:
     _labels: NDArray[np.int64]
     _check: Callable[[NDArray[np.int64]], object]
 
+    def __repr__(self) -> str:
+        return f"Split({self.name!r}, {len(self)} images{', scaled' * self.scale})"
+
     def __len__(self) -> int:
         return len(self.rows)
 
