@@ -295,5 +295,5 @@ class TeeReporter:
         with suppress(Exception):  # it has failed already; this only gives back what it can
             reporter.close()
         _log.warning(
-            "%s stopped reporting, the run goes on: %s: %s", type(reporter).__name__, type(error).__name__, error
+            "%s stopped reporting, all else goes on: %s: %s", type(reporter).__name__, type(error).__name__, error
         )

@@ -145,7 +145,10 @@ def open_series(config: TrainConfig, *, record: str, kind: str, complete: bool =
         try:
             stored = json.loads(read_file(path))
         except OSError as error:
-            raise CheckpointError(f"{config.resume} is no folder of {kind}: {record}: {error.strerror}") from None
+            told = f"{config.resume} is no folder of {kind}: {record}: {error.strerror}"
+            if (config.resume / "config.json").exists():
+                told += f"; what it is goes on with fastcifar train --resume {shlex.quote(str(config.resume))}"
+            raise CheckpointError(told) from None
         except (ValueError, RecursionError) as error:
             raise CheckpointError(f"{path} is damaged: {one_line(error)}") from None
         if not _is_record(stored):

@@ -253,7 +253,10 @@ def test_what_failed_or_was_stopped_is_done_again_and_no_more(data: str, monkeyp
     ):
         with pytest.raises(ConfigError, match=message):
             ablate(TrainConfig(resume=Path("all")), **options)  # type: ignore[arg-type]
-    with pytest.raises(CheckpointError, match=r"is no folder of ablate: ablation\.json"):
+    with pytest.raises(CheckpointError, match=r"all/0-base is no folder of ablate: ablation\.json: No such .*ory$"):
+        ablate(TrainConfig(resume=Path("all/0-base")))
+    Path("all/0-base/config.json").touch()  # a run
+    with pytest.raises(CheckpointError, match=r"ory; what it is goes on with fastcifar train --resume all/0-base$"):
         ablate(TrainConfig(resume=Path("all/0-base")))
 
 
