@@ -88,10 +88,10 @@ class Pipeline:
         transform: Transform | None = None,
         alone: bool = True,
     ) -> None:
-        self._plan = plan
-        self._device = device
-        self._transform = transform
+        self._plan, self._device, self._transform = plan, device, transform
         self._policy: Callable[..., Tensor] | None = None
+        self._policy_epochs = augment.policy_epochs
+        self._after: Pipeline | None = None  # for the epochs after these
         kernel_plan = plan
         if augment.policy != "none":
             from fastcifar.kernels.eager import EagerAugment
@@ -99,7 +99,10 @@ class Pipeline:
 
             policy = Policy(kind=augment.policy, num_ops=augment.num_ops, magnitude=augment.magnitude)
             self._policy = PolicyAugment(policy, shape=store.image_shape[:2], seed=plan.seed, device=device)
-            self._policy_epochs = augment.policy_epochs
+            if augment.policy_epochs:  # without a policy the kernel finishes batches itself
+                where: Any = {"placement": placement, "backend": backend, "device": device}
+                plain = replace(augment, policy="none")
+                self._after = Pipeline(store, plan, plain, transform=transform, alone=alone, **where)
             # float16 holds 0..255 exactly, in half the bytes
             one = np.ones_like(plan.scale)
             kernel_plan = replace(plan, scale=one, shift=0 * one, dtype="float16", cutout=0)
@@ -149,6 +152,8 @@ class Pipeline:
         """
         if self._plain:  # the usual case, in as little Python as can be
             return self._source(epoch=epoch, start=first + low, size=high - low, capacity=capacity)
+        if self._after is not None and epoch >= self._policy_epochs:
+            return self._after(epoch=epoch, first=first, count=count, low=low, high=high, capacity=capacity)
         if self._labels is None:
             images, labels = self._read(epoch, first + low, high - low, capacity)
         elif self._mixer is None:
@@ -197,12 +202,14 @@ class Pipeline:
 
     def prepare(self, *, epoch: int, start: int, size: int) -> None:
         """Begin with what takes time for a batch that is wanted soon, where the pipeline `prepares`."""
-        self._source.prepare(epoch=epoch, start=start, size=size)  # type: ignore[attr-defined]
+        source = self._source if self._after is None or epoch < self._policy_epochs else self._after
+        source.prepare(epoch=epoch, start=start, size=size)  # type: ignore[union-attr]
 
     def close(self) -> None:
         """End threads and forget what was begun; the next call starts anew."""
-        if self._reader is not None:
-            self._reader.close()
+        for part in (self._after, self._reader):
+            if part is not None:
+                part.close()
         if hasattr(self._source, "forget"):
             self._source.forget()
 
@@ -219,11 +226,10 @@ class Pipeline:
         labels = self._labels[rows]  # type: ignore[index]  # there, where rows are
         if self._policy is None:
             return images, labels
-        pixels = images.to(torch.uint8)
-        if isinstance(epoch, Tensor) and self._policy_epochs:  # a CUDA graph does the same in all epochs
-            pixels = torch.where(epoch < self._policy_epochs, self._policy(pixels, rows, epoch=epoch), pixels)
-        elif not self._policy_epochs or epoch < self._policy_epochs:
-            pixels = self._policy(pixels, rows, epoch=epoch)
+        plain = images.to(torch.uint8)
+        pixels = self._policy(plain, rows, epoch=epoch)
+        if self._after is not None and isinstance(epoch, Tensor):  # a CUDA graph does the same in all epochs
+            pixels = torch.where(epoch < self._policy_epochs, pixels, plain)
         return self._finish(pixels.permute(0, 2, 3, 1), rows, labels, epoch=epoch, capacity=capacity)
 
     def _padded(self, values: Tensor, capacity: int | None) -> Tensor:

@@ -408,12 +408,13 @@ def test_a_policy_comes_after_crop_and_flip_and_before_scaling_and_cutout(
 
 @pytest.mark.parametrize("backend", ["cpu", "eager", "reference"])
 @pytest.mark.parametrize("mixed", [{}, {"mixup": 0.4}])
-def test_a_policy_for_the_first_epochs_alone(store: ArrayStore, backend: Any, mixed: Any) -> None:
+@pytest.mark.parametrize("placement", ["device", "stream"])
+def test_a_policy_for_the_first_epochs_alone(store: ArrayStore, backend: Any, mixed: Any, placement: Any) -> None:
     plain = Augment(crop=2, flip="alternating", cutout=3, **mixed)
     policy = dataclasses.replace(plain, policy="trivial")
     some = dataclasses.replace(policy, policy_epochs=2)
-    loaders = [Loader(store, augment=one, backend=backend, batch_size=40) for one in (plain, policy, some)]
-    without, throughout, first = loaders
+    options: Any = {"batch_size": 40, "backend": backend, "placement": placement}
+    without, throughout, first = (Loader(store, augment=one, **options) for one in (plain, policy, some))
     for epoch in (0, 1):
         assert same(first.batch(epoch, 1), throughout.batch(epoch, 1))
         assert not same(first.batch(epoch, 1), without.batch(epoch, 1))
@@ -421,6 +422,9 @@ def test_a_policy_for_the_first_epochs_alone(store: ArrayStore, backend: Any, mi
         assert same(first.batch(epoch, 1), without.batch(epoch, 1))
         assert same(first.batch_at(torch.tensor([epoch, 1])), without.batch(epoch, 1))
         assert not same(first.batch(epoch, 1), throughout.batch(epoch, 1))
+    for epoch, like in enumerate((throughout, throughout, without, without)):
+        like.set_epoch(epoch)
+        assert all(same(a, b) for a, b in zip(first, like, strict=True))
     state = throughout.state_dict()
     assert "policy_epochs" not in state["augment"]  # so that states from before it was an option fit
     with pytest.raises(ConfigError, match=r"its augment is .*, here .*'policy_epochs': 2"):
