@@ -137,7 +137,10 @@ def test_a_graph_counts_through_epochs() -> None:
             assert_same_bits(batch, here(epoch=epoch, **call))
 
 
-@pytest.mark.parametrize("options", [{"policy": "trivial"}, {"policy": "rand", "mixup": 0.4, "cutmix": 1.0}])
+@pytest.mark.parametrize(
+    "options",
+    [{"policy": "trivial"}, {"policy": "trivial", "policy_epochs": 2}, {"policy": "rand", "mixup": 0.4, "cutmix": 1.0}],
+)
 def test_a_graph_makes_batches_with_policies_and_mixing(options: dict[str, Any]) -> None:
     common: Any = {
         "batch_size": 100,
