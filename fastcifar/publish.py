@@ -165,9 +165,11 @@ def _temporary(path: Path, make: Callable[[Path], object]) -> Iterator[Path]:
             if held:
                 break
         yield place
-    except BaseException:
+    except BaseException as error:
         if place is not None:
             _remove(place)
+            if isinstance(error, OSError) and isinstance(error.filename, str):  # a user knows the target alone
+                error.filename = error.filename.replace(str(place), str(path))
         raise
     finally:
         if lock is not None:

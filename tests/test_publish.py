@@ -47,6 +47,16 @@ def test_a_folder_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
     assert names(tmp_path / "x") == ["done"]
 
 
+def test_what_failed_is_the_target_not_its_temporary(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError) as found:
+        publish_bytes(tmp_path / "none" / "a", b"")
+    assert found.value.filename == str(tmp_path / "none" / "a")
+    with pytest.raises(FileNotFoundError) as found, publish_folder(tmp_path / "b") as folder:
+        (folder / "sub" / "file").write_text("1")
+    assert found.value.filename == str(tmp_path / "b" / "sub" / "file")
+    assert names(tmp_path) == []
+
+
 def test_the_first_of_two_publishers_wins(tmp_path: Path) -> None:
     target = tmp_path / "store"
     with publish_folder(target) as second:
