@@ -184,7 +184,7 @@ def _facts(store: ArrayStore, place: str, seconds: float) -> list[tuple[str, str
             smaller = f" --batch-size {min(32, max(2, images))}" * (images < 4 * RECIPES["fast"].batch_size)
             facts.append(("train", f"fastcifar train --dataset {shlex.quote(place)}{smaller}"))
         else:
-            facts.append(("train", "needs test images too: put them into SOURCE/test, or test_images in the .npz"))
+            facts.append(("train", "needs test images too: in SOURCE/test of a folder, or as test_images in an .npz"))
     except ConfigError as error:
         facts.append(("train", f"{error}{'; --size 32 would do' * ('resize' in store.source)}"))
     facts.append(("load", f"Loader({place!r})"))
