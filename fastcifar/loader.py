@@ -213,7 +213,7 @@ class Loader(Registered):
             A batch of always the same shape; rows that have no sample are padding.
 
         Raises:
-            ConfigError: the loader has a transform: apply it in the step; or `position` is none.
+            ConfigError: the loader has a transform: apply it in the step; or `position` is no such tensor.
             ConfigError, IndexError: as `batch` (with backend cuda all rows are padding, and epochs modulo 2**32).
         """
         if self._transform is not None:

@@ -137,7 +137,7 @@ def read_size(size: int | str | tuple[int, int]) -> tuple[int, int]:
         height, width = int(match[1]), int(match[2] or match[1])
     elif isinstance(size, Integral):
         height = width = int(size)
-    elif isinstance(size, tuple | list) and len(size) == 2 and all(isinstance(side, Integral) for side in size):
+    elif isinstance(size, tuple) and len(size) == 2 and all(isinstance(side, Integral) for side in size):
         height, width = map(int, size)
     else:
         height = width = 0
