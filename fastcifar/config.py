@@ -117,6 +117,8 @@ class Recipe:
     label_smoothing: float = 0.0
     scaling: Scaling = "standardize"
     augment: Augment = Augment()
+    policy_fraction: float = 1.0
+    """Fraction of the epochs, from the first, that have the policy of `augment`, unless it says their number."""
     resolutions: tuple[tuple[int, float], ...] = ()
     """Stages that the run begins with, in order: (side in pixels to which images are reduced, fraction of the steps).
     The rest of the run is at the images' own size, and so is a stage of no smaller side. An epoch is evaluated at the
@@ -154,6 +156,7 @@ class Recipe:
         check_number("final_lr", self.final_lr, 0, 1)
         check_number("label_smoothing", self.label_smoothing, 0, 1)
         check_choice("scaling", self.scaling, get_args(Scaling))
+        check_number("policy_fraction", self.policy_fraction, 0, 1, above=True)
         self._check_resolutions()
         check_choice("averaging", self.averaging, get_args(Averaging))
         check_integer("averaging_every", self.averaging_every, 1)

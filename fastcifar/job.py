@@ -24,7 +24,7 @@ from fastcifar.outcome import Pages, outcome
 from fastcifar.page_worker import write_pages
 from fastcifar.profiling import StepProfiler
 from fastcifar.ranks import ALONE, Ranks
-from fastcifar.recipes import check_steps
+from fastcifar.recipes import augment_of, check_steps
 from fastcifar.reporter import Reporter, RunResult
 from fastcifar.runtime import ALONE_IN_PROCESS, Runtime, arithmetic, environment, is_compile_error, seed_everything
 from fastcifar.signals import StopRequest
@@ -72,7 +72,7 @@ class Job:
             split=f"{recipe.split}/train",
             batch_size=recipe.batch_size,
             seed=config.seed,
-            augment=recipe.augment,
+            augment=augment_of(recipe),
             scaling=recipe.scaling,
             device=rt.device,
             channels_last=config.channels_last,

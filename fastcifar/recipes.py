@@ -11,7 +11,7 @@ from fastcifar.changes import apply_changes, changed_fields
 from fastcifar.config import Augment, Recipe, TrainConfig
 from fastcifar.errors import ConfigError
 
-__all__ = ["RECIPES", "check_steps", "describe", "resolve"]
+__all__ = ["RECIPES", "augment_of", "check_steps", "describe", "resolve"]
 
 # Lower resolution first: both nets take 20x20 images with the same weights at 0.39 of the work. Muon comes to an
 # accuracy in half the epochs of SGD; its step costs the same for any batch, so batches are not small.
@@ -87,6 +87,14 @@ def resolve(config: TrainConfig) -> Recipe:
             raise ConfigError(f"{option} and --change {change} set the same: give one of them")
     recipe = dataclasses.replace(RECIPES[config.recipe], **_OF_NETS.get((config.recipe, config.arch), {}))
     return dataclasses.replace(apply_changes(recipe, config.change), **options)
+
+
+def augment_of(recipe: Recipe) -> Augment:
+    """What is done to the training images, with the number of epochs that have a policy, at least one."""
+    augment = recipe.augment
+    if recipe.policy_fraction == 1 or augment.policy == "none" or augment.policy_epochs:
+        return augment
+    return dataclasses.replace(augment, policy_epochs=max(1, round(recipe.policy_fraction * recipe.epochs)))
 
 
 def check_steps(recipe: Recipe, *, images: int, steps: int, ranks: int) -> None:

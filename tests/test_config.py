@@ -8,7 +8,7 @@ import pytest
 
 from fastcifar.config import Augment, Recipe, TrainConfig
 from fastcifar.errors import ConfigError
-from fastcifar.recipes import RECIPES, resolve
+from fastcifar.recipes import RECIPES, augment_of, resolve
 
 
 @pytest.mark.parametrize(
@@ -73,6 +73,8 @@ def test_recipe_fields_are_checked() -> None:
         {"resolutions": ((20.5, 0.5),)},
         {"resolutions": ((20, 0.0),)},
         {"resolutions": ((20, 0.7), (24, 0.31))},
+        {"policy_fraction": 0},
+        {"policy_fraction": 1.1},
     ):
         (name,) = change
         with pytest.raises(ConfigError, match=name):
@@ -93,6 +95,22 @@ def test_resolve_lays_options_over_the_recipe() -> None:
     assert recipe == dataclasses.replace(RECIPES["report"], epochs=3, lr=0.5)
     with pytest.raises(ConfigError, match="unknown recipe 'slow': choose from fast, long, report"):
         resolve(TrainConfig(recipe="slow"))
+
+
+@pytest.mark.parametrize(
+    ("augment", "fraction", "epochs", "expected"),
+    [
+        (Augment(policy="trivial"), 0.8, 60, 48),
+        (Augment(policy="trivial"), 0.75, 5, 4),
+        (Augment(policy="rand"), 0.01, 5, 1),
+        (Augment(policy="trivial"), 1, 60, 0),  # all
+        (Augment(policy="trivial", policy_epochs=7), 0.8, 60, 7),
+        (Augment(), 0.8, 60, 0),
+    ],
+)
+def test_a_fraction_of_the_epochs_has_the_policy(augment: Augment, fraction: float, epochs: int, expected: int) -> None:
+    recipe = dataclasses.replace(RECIPES["fast"], augment=augment, policy_fraction=fraction, epochs=epochs)
+    assert augment_of(recipe) == dataclasses.replace(augment, policy_epochs=expected)
 
 
 def test_the_report_recipe_is_the_reports() -> None:

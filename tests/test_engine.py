@@ -226,6 +226,15 @@ def test_the_recipe_and_the_seed_reach_training(data: str, monkeypatch: pytest.M
         assert torch.equal(drawn[name], tensor), name
 
 
+def test_a_recipes_policy_ends_after_its_fraction_of_the_epochs(data: str) -> None:
+    ends = {"part": ("policy_fraction=0.5",), "number": ("augment.policy_epochs=1",), "all": ()}
+    for name, change in ends.items():
+        fit(config(data, change=("augment.policy=trivial", *change), out=Path(name)))
+    assert_equal(weights(Path("part")), weights(Path("number")))
+    name = "classifier.1.weight"
+    assert not torch.equal(weights(Path("part"))[name], weights(Path("all"))[name])
+
+
 @pytest.mark.parametrize("amp", [False, True])
 def test_training_computes_in_the_type_that_amp_chose(data: str, amp: bool) -> None:
     types = set()
