@@ -140,7 +140,8 @@ def gpu_training_table(content: Mapping[str, Any]) -> list[str]:
         who = f"fastcifar, {run['net']}, {run['recipe']}" if ours else "airbench94, its own script"
         changes = ", ".join(run["changes"]) if ours else ""
         way = _WAYS[run["graphs"], run["compiled"]] if ours else "its own"
-        groups.setdefault((run["split"], who, changes, f"{run['epochs']:g}", way), []).append(run)
+        key = (run["split"], who, changes, f"{run['epochs']:g}", way, str(run["call"]))
+        groups.setdefault(key, []).append(run)
     rows = [
         [
             *key,
@@ -151,7 +152,8 @@ def gpu_training_table(content: Mapping[str, Any]) -> list[str]:
         ]
         for key, runs in sorted(groups.items(), key=lambda item: (item[0][0], item[0][1], float(item[0][3])))
     ]
-    head = ["split", "recipe", "changed", "epochs", "steps", "runs", "training (median)", "accuracy", "with TTA"]
+    head = ["split", "recipe", "changed", "epochs", "steps", "session", "runs"]
+    head += ["training (median)", "accuracy", "with TTA"]
     note = f"{' '.join(content['notes'])} On an unverified copy of CIFAR-10; bfloat16. {_place(content)}."
     return [*grid(head, rows), "", note]
 

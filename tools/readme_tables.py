@@ -107,7 +107,9 @@ def race_table(content: Mapping[str, Any]) -> list[str]:
         f"the settings that were tried, in turn, {content['repeats']} rounds of {content['seconds']:g} s or more, "
         "while all others stand still. All shuffle, draw a crop (4 pixels, reflected) and a flip for each image, and "
         "standardise to float32, in batches of 512, but for what differs. The first batch is timed from making the "
-        f"loader, its libraries imported and its data converted. {where(content)}."
+        "loader, its libraries imported, its data converted and fastcifar's kernel compiled before; who compiles in "
+        "each process does so within that time. Other projects' loaders run with the PyTorch that their "
+        f"environment pins (benchmarks/requirements). {where(content)}."
     )
     return [*grid(head, rows), "", note]
 
