@@ -60,15 +60,17 @@ def _made(kind: Callable[..., Registered], given: dict[str, Any]) -> Registered:
     return kind(**given)
 
 
-def check_position(position: object) -> Tensor:
-    """The position, if it may be one.
+def check_position(position: object, device: torch.device) -> Tensor:
+    """The position, if it may be one of a loader on the device.
 
     Raises:
-        ConfigError: it is no tensor of two whole numbers.
+        ConfigError: it is no tensor of two whole numbers, or is elsewhere.
     """
-    if not isinstance(position, Tensor) or position.shape != (2,) or position.dtype.is_floating_point:
+    if not isinstance(position, Tensor) or position.shape != (2,) or position.dtype != torch.int64:
         what = f"{position.dtype}{list(position.shape)}" if isinstance(position, Tensor) else repr(position)
         raise ConfigError(f"position must be a tensor int64[2], (epoch, step), got {what:.100}")
+    if position.device.type != device.type:
+        raise ConfigError(f"position must be on the loader's device, {device}, and is on {position.device}")
     return position
 
 

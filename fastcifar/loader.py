@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
+from fastcifar.backends import Backend, choose_backend
 from fastcifar.batch_op import Registered, batch_op, check_position, register
 from fastcifar.batches import Batch, Batches
 from fastcifar.checks import check_choice, check_integer, check_kind
@@ -24,7 +25,7 @@ from fastcifar.config import Augment, Scaling
 from fastcifar.data.store import ArrayStore
 from fastcifar.errors import ConfigError
 from fastcifar.kernels.plan import DType, Order, Plan, check_plan, rank_part, scale_and_shift
-from fastcifar.pipeline import Backend, Pipeline, choose_backend
+from fastcifar.pipeline import Pipeline
 from fastcifar.placement import Placement, choose_placement
 from fastcifar.position import Position
 from fastcifar.runtime import find_device
@@ -218,7 +219,7 @@ class Loader(Registered):
         """
         if self._transform is not None:
             raise ConfigError("batch_at makes batches without transform: apply the module in the step itself")
-        return Batch(*batch_op(check_position(position), self._handle))
+        return Batch(*batch_op(check_position(position, self.device), self._handle))
 
     @property
     def counts_on_device(self) -> bool:

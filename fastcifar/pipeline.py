@@ -7,21 +7,19 @@ In this order: crop, flip (the kernel); a policy; scaling, conversion, cut-out (
 plain form); mixup and CutMix; the user's module.
 """
 
-import functools
-import importlib.util
+import contextlib
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from fastcifar.backends import make_source
 from fastcifar.config import Augment
 from fastcifar.data.store import ArrayStore
-from fastcifar.errors import ConfigError
-from fastcifar.kernels import reference
+from fastcifar.errors import DataError
 from fastcifar.kernels.plan import IGNORE, Plan
 from fastcifar.kernels.rng import philox, split_seed
 from fastcifar.mixing import Mixer
@@ -31,35 +29,13 @@ from fastcifar.runtime import local_seed
 if TYPE_CHECKING:  # llvmlite takes a moment to import
     from fastcifar.streaming import Reader
 
-__all__ = ["Backend", "Pipeline", "Transform", "choose_backend"]
+__all__ = ["Pipeline", "Transform"]
 
-Backend = Literal["auto", "cpu", "cuda", "eager", "dali", "reference"]
 Transform = Callable[[Tensor], Tensor]
 
 _HOST = torch.device("cpu")
 _TRANSFORM = 6
 """Purpose: the fourth word of the counter; see `kernels.rng`."""
-
-
-def choose_backend(asked: Backend, device: torch.device) -> Backend:
-    """The backend to use: `asked`, or for auto the fastest on the device.
-
-    Raises:
-        ConfigError: `asked` cannot be used on the device.
-    """
-    if asked == "auto":
-        if device.type == "cpu":
-            return "cpu"
-        return "cuda" if device.type == "cuda" and importlib.util.find_spec("triton") is not None else "eager"
-    needs = {"cpu": ("cpu",), "reference": ("cpu",), "cuda": ("cuda",), "dali": ("cpu", "cuda")}
-    if device.type not in needs.get(asked, (device.type,)):
-        allowed = " or ".join(needs[asked])
-        raise ConfigError(f"backend {asked!r} needs device {allowed}, got {str(device)!r}: use backend 'auto'")
-    return asked
-
-
-class _Source(Protocol):
-    def __call__(self, *, epoch: int, start: int, size: int, capacity: int | None = None) -> tuple[Tensor, Tensor]: ...
 
 
 class Pipeline:
@@ -126,7 +102,7 @@ class Pipeline:
             # they are drawn of the samples' rows, which the kernel gives in place of labels
             self._labels = torch.from_numpy(labels).to(device)
             labels = np.arange(len(labels))
-        self._source = _source(store, labels, kernel_plan, self.images, backend, device)
+        self._source = make_source(store, labels, kernel_plan, self.images, backend, device)
         self._alone = alone
         self._plain = self._reader is None and self._labels is None and transform is None
         # what a reader has not read yet the CPU kernel would wait for
@@ -152,8 +128,8 @@ class Pipeline:
         """
         if self._plain:  # the usual case, in as little Python as can be
             return self._source(epoch=epoch, start=first + low, size=high - low, capacity=capacity)
-        if self._after is not None and epoch >= self._policy_epochs:
-            return self._after(epoch=epoch, first=first, count=count, low=low, high=high, capacity=capacity)
+        if (of_epoch := self._of(epoch)) is not self:
+            return of_epoch(epoch=epoch, first=first, count=count, low=low, high=high, capacity=capacity)
         if self._labels is None:
             images, labels = self._read(epoch, first + low, high - low, capacity)
         elif self._mixer is None:
@@ -202,8 +178,15 @@ class Pipeline:
 
     def prepare(self, *, epoch: int, start: int, size: int) -> None:
         """Begin with what takes time for a batch that is wanted soon, where the pipeline `prepares`."""
-        source = self._source if self._after is None or epoch < self._policy_epochs else self._after
-        source.prepare(epoch=epoch, start=start, size=size)  # type: ignore[union-attr]
+        pipeline = self._of(epoch)
+        with contextlib.suppress(DataError):  # the batch itself raises it, once it is wanted
+            if pipeline._reader is not None:  # what it has not read and checked nobody else may touch
+                pipeline._reader.prepare(epoch=epoch, start=start, size=size)
+            pipeline._source.prepare(epoch=epoch, start=start, size=size)  # type: ignore[attr-defined]
+
+    def _of(self, epoch: int) -> "Pipeline":
+        """What makes the batches of an epoch: this one, or the one for the epochs after those with a policy."""
+        return self if self._after is None or epoch < self._policy_epochs else self._after
 
     def close(self) -> None:
         """End threads and forget what was begun; the next call starts anew."""
@@ -247,53 +230,3 @@ def _reader(store: ArrayStore, plan: Plan) -> "Reader":
     from fastcifar.streaming import Reader
 
     return Reader(store, plan)
-
-
-def _source(
-    store: ArrayStore,
-    labels: NDArray[np.int64],
-    plan: Plan,
-    images: Tensor | None,
-    backend: str,
-    device: torch.device,
-) -> _Source:
-    """The kernel, over `images`, or over the mapped store where that is None; it gives the `labels` of rows."""
-    if images is not None and images.device == device and backend in ("eager", "cuda"):
-        targets = torch.from_numpy(labels).to(device)
-        if backend == "cuda":
-            from fastcifar.kernels.cuda import CudaKernel
-
-            return CudaKernel(images, targets, plan)
-        from fastcifar.kernels.eager import EagerKernel
-
-        return EagerKernel(images, targets, plan)
-    host: NDArray[np.uint8] = store.images if images is None else images.numpy()
-    if backend == "cpu":
-        from fastcifar.kernels.cpu import CpuKernel
-
-        return CpuKernel(host, labels, plan)
-    if backend == "dali":
-        from fastcifar.kernels.dali import DaliKernel
-
-        return DaliKernel(host, labels, plan, device_id=device.index)
-    if backend == "reference":
-        return functools.partial(_reference, host, labels, plan)
-    augment: Any
-    if backend == "cuda":
-        from fastcifar.kernels.cuda import CudaAugment
-
-        augment = CudaAugment(store.image_shape, plan, device)
-    else:
-        from fastcifar.kernels.eager import EagerAugment
-
-        augment = EagerAugment(store.image_shape, plan, device)
-    from fastcifar.staging import Staged
-
-    return Staged(host, labels, plan, augment, device)
-
-
-def _reference(
-    images: NDArray[np.uint8], labels: NDArray[np.int64], plan: Plan, **position: Any
-) -> tuple[Tensor, Tensor]:
-    made, targets = reference.batch(images, labels, plan, **position)
-    return torch.from_numpy(made).to(getattr(torch, plan.dtype)), torch.from_numpy(targets)

@@ -77,10 +77,9 @@ def publish_folder(path: Path) -> Iterator[Path]:
     system allows and is otherwise discarded: publish the same content from each process.
 
     Raises:
-        OSError: as raised by the block or the rename; `path` is as it was.
+        OSError: as raised by the block or the rename; `path` is as it was, and folders made for it are gone.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with _temporary(path, os.mkdir) as place:
+    with _made_parents(path), _temporary(path, os.mkdir) as place:
         yield place
         for file in place.rglob("*"):
             if file.is_file():
@@ -93,6 +92,20 @@ def publish_folder(path: Path) -> Iterator[Path]:
                 raise
             shutil.rmtree(place)
         _sync_folder(path.parent)
+
+
+@contextmanager
+def _made_parents(path: Path) -> Iterator[None]:
+    """The folders above `path` are there; those that were not go again where the block fails, if nothing is in them."""
+    made = [folder for folder in path.parents if not folder.exists()]
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException:
+        for folder in made:
+            with suppress(OSError):
+                folder.rmdir()
+        raise
 
 
 def read_file(path: Path) -> bytes:

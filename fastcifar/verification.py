@@ -68,17 +68,32 @@ def _verify(path: Path) -> Iterator[Finding]:
         yield from _series(path)
     elif _holds(path, "config.json"):
         yield _run(path)
-    elif (form := recognise_cifar(path)) is not None:
+    else:
+        yield from _verify_other(path)
+
+
+def _verify_other(path: Path) -> Iterator[Finding]:
+    """What is neither store nor run nor checkpoint: CIFAR, or a folder of several things, a home for one."""
+    form = recognise_cifar(path)
+    several = sorted(each for each in path.glob("[!.]*") if each.name not in _KEPT and _is_one(each))
+    kept = [each for name in _KEPT if (path / name).is_dir() for each in sorted((path / name).glob("[!.]*"))]
+    if form is not None and (not several or _holds(path, *form[1].spec.members)):
         yield _cifar(path, *form)
-    elif several := sorted(each for each in path.glob("[!.]*") if _holds(each, "config.json", *_CONTENT, *RECORDS)):
+    elif several or any((path / name).is_dir() for name in _KEPT):
         for each in several:
             yield from _verify(each)
-    elif any((path / name).is_dir() for name in _KEPT):
-        for folder in _KEPT:
-            for each in sorted((path / folder).glob("[!.]*")):
-                yield from _kept(each)
+        for each in kept:
+            yield from _kept(each)
     else:
         raise DataError(f"{path}: is no store, run, checkpoint, or archive or folder of CIFAR, and no home of them")
+
+
+def _is_one(path: Path) -> bool:
+    """Whether it is something to check, in a folder of several."""
+    archive = path.is_file() and path.name.endswith(".tar.gz")
+    return _holds(path, "config.json", *_CONTENT, *RECORDS) or (
+        (archive or path.is_dir()) and recognise_cifar(path) is not None
+    )
 
 
 def _holds(path: Path, *names: str) -> bool:

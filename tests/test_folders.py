@@ -562,6 +562,22 @@ def test_an_image_that_ends_its_process_is_a_broken_one(root: Path, monkeypatch:
     np.testing.assert_array_equal(block.images, decode_block([*paths[:2], *paths[3:]], HOW).images)
 
 
+@pytest.mark.parametrize(
+    ("what", "where"), [("process", "fastcifar.child.start"), ("thread", "threading.Thread.start")]
+)
+def test_a_system_with_no_more_to_give_is_said(
+    root: Path, what: str, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none(*arguments: object, **options: object) -> None:
+        raise BlockingIOError(11, "Resource temporarily unavailable") if what == "process" else RuntimeError("no more")
+
+    write_tree(root, {"a": 400})
+    monkeypatch.setattr(where, none)
+    reason = "Resource temporarily unavailable" if what == "process" else "no more"
+    told = f"no {what} to decode images could be started ({reason}): choose fewer workers (--workers)"
+    refuse(root, DataError, re.escape(told), workers=2)
+
+
 def test_an_error_ends_the_processes(root: Path) -> None:
     write_tree(root, {"a": 400})
     (root / "a" / "150.png").write_bytes(b"x")

@@ -242,9 +242,12 @@ def test_a_pass_that_was_broken_off_is_followed_by_the_next_epoch(store: ArraySt
 
 
 def test_breaking_off_leaves_nothing_behind(store: ArrayStore) -> None:
-    loader = Loader(store, batch_size=20)
-    next(iter(loader))
     threads = threading.active_count()
+    loader = Loader(store, batch_size=20, placement="stream")
+    passed = iter(loader)
+    next(passed)
+    assert threading.active_count() > threads  # the one that reads ahead
+    del passed
     for _ in range(50):
         for _ in loader:
             break
@@ -501,8 +504,11 @@ def test_a_compiled_step_may_contain_the_loader(store: ArrayStore) -> None:
     assert len(graphs) == 1  # no recompilation
     with pytest.raises(IndexError, match="step 5 is out of range"):
         loader.batch_at(torch.tensor([0, 5]))
+    with pytest.raises(ConfigError, match="position must be on the loader's device, cpu, and is on meta"):
+        loader.batch_at(torch.zeros(2, dtype=torch.int64, device="meta"))
     for wrong, told in (
         (torch.tensor([0]), r"torch.int64\[1\]"),
+        (torch.zeros(2, dtype=torch.int32), r"torch.int32\[2\]"),
         (torch.zeros(2), r"torch.float32\[2\]"),
         ([0, 1], r"\[0, 1\]"),
     ):

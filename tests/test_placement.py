@@ -189,6 +189,33 @@ def test_without_a_thread_to_be_had_it_is_read_in_the_callers(
     assert same(loader.batch(0, 3), expected)
 
 
+@pytest.mark.parametrize("augment", [AUGMENT, Augment(policy="trivial"), Augment(policy="trivial", policy_epochs=1)])
+def test_nothing_is_copied_ahead_that_the_reader_has_not_checked(
+    store: ArrayStore, augment: Augment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checked: set[tuple[int, int]] = set()
+    prepare, begin = Reader.prepare, Staged._begin
+
+    def damaged(self: Reader, *, epoch: int, start: int, size: int) -> None:
+        if (epoch, start) == (1, 100):
+            raise DataError("bytes do not have their checksum")
+        prepare(self, epoch=epoch, start=start, size=size)
+        checked.add((epoch, start))
+
+    def copied(self: Staged, epoch: int, start: int, size: int) -> Any:
+        assert (epoch, start) in checked
+        return begin(self, epoch, start, size)
+
+    monkeypatch.setattr(Reader, "prepare", damaged)
+    monkeypatch.setattr(Staged, "_begin", copied)
+    loader = Loader(store, batch_size=20, backend="eager", placement="stream", augment=augment)
+    assert len(list(loader)) == 11
+    batches = iter(loader)
+    assert len([next(batches) for _ in range(5)]) == 5  # those before the damage are given
+    with pytest.raises(DataError, match="checksum"):
+        next(batches)
+
+
 def test_files_are_closed_with_the_last_user(store: ArrayStore, tmp_path: Path) -> None:
     def open_files() -> int:
         gc.collect()

@@ -45,6 +45,9 @@ def test_a_folder_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
         (folder / "file").write_text("1")
         raise RuntimeError("half way")
     assert names(tmp_path / "x") == ["done"]
+    with pytest.raises(RuntimeError, match="half way"), publish_folder(tmp_path / "x" / "y" / "z" / "half"):
+        raise RuntimeError("half way")
+    assert names(tmp_path / "x") == ["done"]  # nor the folders above it
 
 
 def test_what_failed_is_the_target_not_its_temporary(tmp_path: Path) -> None:

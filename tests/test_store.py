@@ -1,3 +1,4 @@
+import copy
 import errno
 import json
 import os
@@ -97,6 +98,41 @@ def test_equal_content_has_an_equal_digest_wherever_it_came_from(tmp_path: Path)
     assert make(tmp_path / "3", files).digest != first.digest
 
 
+def test_the_name_is_part_of_the_digest(tmp_path: Path) -> None:
+    named = [
+        write_store(tmp_path / name, source_files(), name=name, classes=["w", "x", "y", "z"], splits=SPLITS, source={})
+        for name in ("one", "other")
+    ]
+    assert named[0] != named[1]
+
+
+@pytest.mark.parametrize("kind", ["uint8", "int8", "int16", "uint64", "int64"])
+def test_splits_are_indexed_by_any_whole_numbers(store: ArrayStore, kind: str) -> None:
+    split = store.split("train")
+    labels, images = split[np.array([3, 1], kind)]
+    expected = split[[3, 1]]
+    assert np.array_equal(labels, expected[0])
+    assert np.array_equal(images, expected[1])
+    one = split[np.array(3, kind)]
+    assert one[0] == labels[0]
+    if kind != "uint64":
+        assert kind.startswith("u") or np.array_equal(split[np.array([-1], kind)][1], split[[len(split) - 1]][1])
+    with pytest.raises(TypeError, match="a split takes an int or a list of ints"):
+        split[np.array([[1, 2]], kind)]
+    assert len(split[[]][0]) == 0
+
+
+def test_a_copy_of_a_split_opens_its_store_again(store: ArrayStore) -> None:
+    for name, scale in (("report/validation", False), ("holdout/train", True)):
+        split = store.split(name, scale=scale)
+        content = pickle.dumps(split)
+        assert len(content) < 1000
+        for again in (pickle.loads(content), copy.deepcopy(split)):
+            assert (again.name, again.scale, len(again)) == (split.name, scale, len(split))
+            assert isinstance(again._images, np.memmap)
+            assert all(np.array_equal(a, b) for a, b in zip(again[[2, 5]], split[[2, 5]], strict=True))
+
+
 @pytest.mark.parametrize("name", ["train", "test", "report/train", "report/validation", "report/test", "full/train"])
 def test_splits_are_the_named_files(store: ArrayStore, name: str) -> None:
     scheme, part = name.split("/") if "/" in name else ("full", name)
@@ -145,7 +181,8 @@ def test_holdout_reads_few_images_at_a_time(store: ArrayStore, monkeypatch: pyte
             return found
 
     files, schemes = store._segments, store._splits
-    found = splits.take_split("holdout/train", files, schemes, Watched(), store.labels, scale=False)  # type: ignore[arg-type]
+    others: Any = {"scale": False, "check": lambda rows: None, "again": lambda: plain}
+    found = splits.take_split("holdout/train", files, schemes, Watched(), store.labels, **others)  # type: ignore[arg-type]
     assert max(taken) <= 3
     assert sum(taken) >= len(store.split("holdout/validation"))
     assert np.array_equal(found.mean, plain.mean)

@@ -27,7 +27,8 @@ ARROWS: dict[str, set[str]] = {
     "placement": {"data", "memory"},
     "staging": {"kernels"},
     "streaming": {"data", "kernels"},
-    "pipeline": {"data", "kernels", "mixing", "policies", "placement", "runtime", "staging", "streaming"},
+    "backends": {"data", "kernels", "staging"},
+    "pipeline": {"backends", "data", "kernels", "mixing", "policies", "placement", "runtime", "streaming"},
     "changes": set(),
     "recipes": {"changes"},
     "muon": {"kernels"},
@@ -49,7 +50,7 @@ ARROWS: dict[str, set[str]] = {
     "runs": {"checkpoint"},
     "data": {"child"},
     "kernels": set(),
-    "loader": {"batch_op", "batches", "data", "kernels", "pipeline", "placement", "position", "runtime"},
+    "loader": {"backends", "batch_op", "batches", "data", "kernels", "pipeline", "placement", "position", "runtime"},
     "evaluation": {"loader", "data", "ranks", "runtime"},
     "trainer": {
         *{"averaging", "loader", "evaluation", "optim", "profiling", "rank_norm", "ranks", "reporter", "runtime"},

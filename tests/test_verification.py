@@ -238,6 +238,27 @@ def test_a_folder_of_stores_or_checkpoints_is_said_one_by_one(trained: Path, tmp
     assert len(others) == len(found) - 1
 
 
+def test_what_lies_beside_a_homes_folders_hides_none_of_them(tmp_path: Path) -> None:
+    own, kept = store(tmp_path / "mine"), store(tmp_path / "stores" / "cifar10-x")
+    flip(kept / "images.npy")
+    (tmp_path / "downloads").mkdir()
+    (tmp_path / "downloads" / "cifar-10-python.tar.gz").write_bytes(b"junk")
+    found = {finding.path: len(finding.problems) for finding in verify(tmp_path)}
+    assert found == {own: 0, kept: 1, tmp_path / "downloads" / "cifar-10-python.tar.gz": 1}
+
+
+def test_an_archive_hides_nothing_beside_it(tmp_path: Path) -> None:
+    damaged = store(tmp_path / "pets")
+    flip(damaged / "images.npy")
+    first, second = (tiny_cifar10(tmp_path / name, per_file=5) for name in ("a.tar.gz", "cifar-10-python.tar.gz"))
+    unpacked = tiny_cifar10(tmp_path / "cifar-10-batches-py", per_file=5)
+    (tmp_path / "notes.txt").write_text("")
+    assert [finding.path for finding in verify(tmp_path)] == sorted([damaged, first, second, unpacked])
+    (tmp_path / "only").mkdir()
+    only = tiny_cifar10(tmp_path / "only" / "cifar-10-python.tar.gz", per_file=5)
+    assert [finding.path for finding in verify(tmp_path / "only")] == [only]
+
+
 def test_an_ablations_runs_lie_deeper(trained: Path, tmp_path: Path) -> None:
     shutil.copytree(trained / "run", tmp_path / "a" / "0-base" / "seed-0")
     runs = [{"name": "base, seed 0", "folder": "0-base/seed-0", "state": "done"}]

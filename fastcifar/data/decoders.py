@@ -23,6 +23,7 @@ import numpy as np
 
 from fastcifar import child
 from fastcifar.data.images import Decoded, Decoding, Failure, decode_block, keep_freed_memory
+from fastcifar.errors import DataError
 
 __all__ = ["available_cores", "decode_blocks"]
 
@@ -56,6 +57,9 @@ def decode_blocks(
 
     Yields:
         The blocks in their order; at most two a worker are held.
+
+    Raises:
+        DataError: the system has no process or thread to give.
     """
     if workers == 1:
         keep_freed_memory()
@@ -78,7 +82,10 @@ def decode_blocks(
     try:
         pending: deque[tuple[Future[Decoded], T]] = deque()
         for paths, tag in blocks:
-            pending.append((threads.submit(work, paths), tag))
+            try:
+                pending.append((threads.submit(work, paths), tag))
+            except RuntimeError as error:
+                raise _none_to_give("thread", error) from None
             if len(pending) == 2 * workers:
                 future, first = pending.popleft()
                 yield future.result(), first
@@ -89,6 +96,12 @@ def decode_blocks(
         for helper in helpers:
             helper.stop()
         threads.shutdown(cancel_futures=True)
+
+
+def _none_to_give(what: str, error: Exception) -> DataError:
+    """What to say where the system has no more of them."""
+    reason = getattr(error, "strerror", None) or error
+    return DataError(f"no {what} to decode images could be started ({reason}): choose fewer workers (--workers)")
 
 
 class _Helper:
@@ -142,7 +155,10 @@ class _Helper:
             if self._stopped:
                 raise _StoppedError
             if self._process is None:
-                self._process = child.start(_CODE, quiet=True)
+                try:
+                    self._process = child.start(_CODE, quiet=True)
+                except OSError as error:
+                    raise _none_to_give("process", error) from None
             return self._process
 
     def _end(self) -> None:

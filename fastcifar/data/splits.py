@@ -80,6 +80,10 @@ class Split:
     _images: NDArray[np.uint8]
     _labels: NDArray[np.int64]
     _check: Callable[[NDArray[np.int64]], object]
+    _again: "Callable[[], Split]"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return self._again, ()  # of its store, which is opened again
 
     def __repr__(self) -> str:
         return f"Split({self.name!r}, {len(self)} images{', scaled' * self.scale})"
@@ -90,11 +94,12 @@ class Split:
     def __getitem__(self, index: int | Sequence[int] | NDArray[np.int64]) -> tuple[Any, NDArray[Any]]:
         count = len(self)
         wanted = np.asarray(index)
-        if wanted.dtype.kind not in "iu" and wanted.size:
+        if (wanted.dtype.kind not in "iu" and wanted.size) or wanted.ndim > 1:
             raise TypeError(f"a split takes an int or a list of ints, got {index!r}")
         if wanted.size and (wanted.min() < -count or wanted.max() >= count):
             raise IndexError(f"index {index!r} is out of range for {self.name}, which has {count} images")
-        places = np.where(wanted < 0, wanted + count, wanted).astype(np.int64)
+        wanted = wanted.astype(np.int64)  # a smaller type may not hold the sum
+        places = np.where(wanted < 0, wanted + count, wanted)
         rows = self.rows.start + places if isinstance(self.rows, range) else self.rows[places]
         self._check(rows)
         images = np.moveaxis(np.asarray(self._images[rows]), -1, -3)  # [..., H, W, C] -> [..., C, H, W]
@@ -119,11 +124,12 @@ def take_split(
     labels: NDArray[np.int64],
     *,
     scale: bool,
-    check: Callable[[NDArray[np.int64]], object] = lambda rows: None,
+    check: Callable[[NDArray[np.int64]], object],
+    again: Callable[[], Split],
 ) -> Split:
     """The split called `name` ("train", "test", or SCHEME/PART).
 
-    `check` is told of rows before their pixels are read.
+    `check` is told of rows before their pixels are read, and `again` gives the same split once more: to its copies.
 
     Raises:
         ConfigError: there is none of that name.
@@ -153,7 +159,7 @@ def take_split(
     pixel_count = count * images.shape[1] * images.shape[2]
     mean = sums.astype(np.float64) / pixel_count
     variance = squares.astype(np.float64) / pixel_count - mean**2
-    return Split(f"{scheme}/{part}", rows, mean, np.sqrt(variance), scale, images, labels, check)
+    return Split(f"{scheme}/{part}", rows, mean, np.sqrt(variance), scale, images, labels, check, again)
 
 
 def _held(count: int) -> NDArray[np.int64]:

@@ -10,6 +10,7 @@ once (`verify`). NHWC, because permuting it to a channels-last NCHW tensor is fr
 """
 
 import contextlib
+import functools
 import json
 import math
 import os
@@ -38,7 +39,7 @@ class ArrayStore:
         images: uint8[N, H, W, C], a read-only memory map.
         labels: int64[N], in memory.
         classes: K names, in label order.
-        digest: SHA-256 of the content; equal for equal images, labels, classes and splits.
+        digest: SHA-256 of the content; equal for equal images, labels, classes, splits and name.
         source: where the images came from; `source["verified"]` is False for a copy whose checksum
             was not the published one.
 
@@ -114,7 +115,14 @@ class ArrayStore:
             DataError: of the scheme `holdout`, whose statistics need pixels: they do not have their checksum.
         """
         return take_split(
-            name, self._segments, self._splits, self.images, self.labels, scale=scale, check=self.check_rows
+            name,
+            self._segments,
+            self._splits,
+            self.images,
+            self.labels,
+            scale=scale,
+            check=self.check_rows,
+            again=functools.partial(self.split, name, scale=scale),
         )
 
     def load(self) -> NDArray[np.uint8]:

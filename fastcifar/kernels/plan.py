@@ -97,8 +97,10 @@ def check_plan(plan: Plan, shape: tuple[int, ...], label_count: int) -> None:
     for name, number in (("block_size", plan.block_size), ("window", plan.window)):
         if not 1 <= number <= 2**31 - 1:
             raise ConfigError(f"{name} must be from 1 to {2**31 - 1}, got {number}")
-    if plan.samples < 1 or plan.offset < 0:
-        raise ConfigError(f"samples must be positive and offset not negative, got {plan.samples} and {plan.offset}")
+    if plan.samples < 1:
+        raise ConfigError("the split has no images: holdout takes ten training images for each that it holds out")
+    if plan.offset < 0:
+        raise ConfigError(f"offset must not be negative, got {plan.offset}")
     if plan.rows is None:
         if plan.offset + plan.samples > count:
             raise ConfigError(f"rows {plan.offset} to {plan.offset + plan.samples - 1} reach past {count} images")
