@@ -201,7 +201,7 @@ class TrainConfig:
     """Options of a training run. What is left unset (None) is the recipe's."""
 
     arch: str = "big"
-    """The net: big or small, the original report's, or fast, our own."""
+    """The net: big or small, the original report's, or fast, of airbench94's shape."""
     dataset: str = "cifar10"
     """The data: cifar10, cifar100, digits (bundled, no download), or the folder of a converted store."""
     data: Path | None = None
@@ -278,7 +278,7 @@ class TrainConfig:
             check_integer("eval_every", self.eval_every, 1)
         check_choice("amp_dtype", self.amp_dtype, get_args(AmpDType))
         check_choice("compile", self.compile, get_args(CompileMode))
-        if self.amp_dtype != "auto" and not self.amp:
+        if self.amp_dtype != "auto" and not self.amp and self.resume is None:  # else the run has it
             raise ConfigError(f"amp_dtype {self.amp_dtype} needs amp (--amp)")
         if self.out is not None and self.resume is not None:
             raise ConfigError(f"out {str(self.out)!r} cannot be given with resume: a resumed run stays in its folder")

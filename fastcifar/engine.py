@@ -29,7 +29,7 @@ from fastcifar.reporter import JsonLinesReporter, NullReporter, Reporter, TeeRep
 from fastcifar.trained import find_run, net_of, newest_of
 from fastcifar.trainer import train_epoch
 
-__all__ = ["FitResult", "evaluate", "evaluate_run", "fit", "open_data", "train_epoch"]
+__all__ = ["FitResult", "check_options", "evaluate", "evaluate_run", "fit", "open_data", "train_epoch"]
 
 
 def fit(config: TrainConfig, *, reporter: Reporter | None = None, complete: bool = False) -> FitResult:
@@ -63,7 +63,7 @@ def _fit(
     resumed = runs.reopen(config.resume, config, complete=complete) if config.resume is not None else None
     config = resumed.config if resumed else config
     recipe = resumed.recipe if resumed else resolve(config)
-    _check(config, recipe)
+    check_options(config, recipe)
     rt = runtime.choose(config, ranks)
     run = resumed or _create(config, recipe, ranks)
     if rt.device.type == "cpu":
@@ -207,7 +207,12 @@ def _tested(run: runs.Run, rt: runtime.Runtime, saved: checkpoint.Checkpoint, st
         return test_stats(evaluate(model, loader, rt, tta=run.recipe.tta), store.classes)
 
 
-def _check(config: TrainConfig, recipe: Recipe) -> None:
+def check_options(config: TrainConfig, recipe: Recipe) -> None:
+    """Refuse what no data could be trained with.
+
+    Raises:
+        ConfigError: there is no such net, or the nets take no images of the recipe's sizes.
+    """
     find_arch(config.arch)
     for side, _ in recipe.resolutions:
         check_image_size(side, side)

@@ -153,8 +153,16 @@ def _in_order(parts: list[Tensor], ranks: Ranks) -> Tensor:
     return ranks.gather_no_sync(torch.stack(parts)).transpose(0, 1).reshape(-1).cpu()
 
 
-def eval_loader(store: ArrayStore, split: str, recipe: Recipe, runtime: Runtime, *, ranks: Ranks = ALONE) -> Loader:
-    """A split in order, without augmentation, scaled as in training; its last batch is padded and masked.
+def eval_loader(
+    store: ArrayStore,
+    split: str,
+    recipe: Recipe,
+    runtime: Runtime,
+    *,
+    ranks: Ranks = ALONE,
+    shuffled: bool = False,
+) -> Loader:
+    """A split without augmentation, scaled as in training, in order unless shuffled; its last batch is padded, masked.
 
     Each of `ranks` gets its part of each batch, padded to the same size.
     """
@@ -165,7 +173,7 @@ def eval_loader(store: ArrayStore, split: str, recipe: Recipe, runtime: Runtime,
         scaling=recipe.scaling,
         device=runtime.device,
         channels_last=runtime.memory_format == torch.channels_last,
-        order="sequential",
+        order="random" if shuffled else "sequential",
         pad_last=True,
         rank=ranks.rank,
         world_size=ranks.size,

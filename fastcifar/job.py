@@ -93,7 +93,8 @@ class Job:
         if recipe.whiten != "none":
             convolution = first_convolution(model)
             if saved is None:  # else the checkpoint has the filters
-                whiten_(convolution, first_images(eval_loader(store, f"{recipe.split}/train", recipe, rt)))
+                some = eval_loader(store, f"{recipe.split}/train", recipe, rt, shuffled=True)  # of all classes
+                whiten_(convolution, first_images(some))
             convolution.weight.requires_grad_(recipe.whiten != "frozen")
         self.whiten_seconds = time.perf_counter() - started
         self.trainer = Trainer(model, recipe, rt, steps=steps, ranks=ranks)
@@ -103,7 +104,7 @@ class Job:
             self._why_no_graphs = "--profile takes a step apart" if config.profile else "--no-cuda-graphs"
         if rt.device.type == "cuda":
             how = f"one operation after another: {self._why_no_graphs}" if self._why_no_graphs else "CUDA graphs"
-            rt = replace(rt, reasons=(*rt.reasons, ("steps", how)))
+            self.rt = rt = replace(rt, reasons=(*rt.reasons, ("steps", how)))
         self.saver = checkpoint.Saver(run.checkpoints)
         self.profiler = StepProfiler(
             run.path / "profile", rt.device, tell=reporter.message, enabled=config.profile and ranks.first

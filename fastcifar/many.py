@@ -25,11 +25,13 @@ import torch
 from fastcifar import signals
 from fastcifar.checkpoint import saved
 from fastcifar.config import TrainConfig
-from fastcifar.engine import fit, open_data
-from fastcifar.errors import FastcifarError, StoppedError
+from fastcifar.engine import check_options, fit, open_data
+from fastcifar.errors import ConfigError, FastcifarError, StoppedError
 from fastcifar.publish import read_file
+from fastcifar.recipes import resolve
 from fastcifar.reporter import Reporter
 from fastcifar.runs import clear_unsaved
+from fastcifar.runtime import find_device
 from fastcifar.stream_worker import StreamWorker, stream_threads, suits
 from fastcifar.worker import LineReporter, Lines, Worker
 
@@ -115,7 +117,8 @@ def run_all(
         Name -> outcome, in the order of `members`.
 
     Raises:
-        FastcifarError: the first `parallel` runs to end all failed, and not by diverging: the others would as well.
+        FastcifarError: all failed, and not by diverging; or the first `parallel` that ended did, one of them new: the
+            others would as well.
         StoppedError: a signal came; runs that had begun are saved.
     """
     found = {name: Outcome(error=error, exit_status=3) for name, error in diverged.items()}
@@ -123,8 +126,11 @@ def run_all(
         if (figures := _read_figures(member.path)) is not None:
             found[member.name] = Outcome(figures=figures)
     left = [member for member in members if member.name not in found]
+    new = {member.name for member in left if not member.path.exists()}  # what ends others may be of its folder alone
+    parallel = min(parallel, len(members))
     record(found, None)
     try:
+        _check(left)
         _open_data(left, reporter)
         runs = _side_by_side(left, parallel, reporter) if parallel > 1 else _in_turn(left, reporter, lines)
         with contextlib.closing(runs):
@@ -134,7 +140,8 @@ def run_all(
                 else:
                     found[member.name] = Outcome(error=str(error), exit_status=error.exit_status)
                     failed = [outcome.state == "failed" for outcome in found.values()]
-                    if all(failed) and len(failed) >= min(parallel, len(members)):
+                    often = len(failed) >= parallel and member.name in new
+                    if all(failed) and (often or len(failed) == len(members)):
                         raise error
                 record(found, member.name)
     except (StoppedError, KeyboardInterrupt) as stop:
@@ -143,6 +150,20 @@ def run_all(
         done = f"{len(found)} of {len(members)} runs have ended, those begun {kept}"
         raise StoppedError(f"stopped: {done}; go on with: {go_on}", status) from None
     return {member.name: found[member.name] for member in members}
+
+
+def _check(members: Sequence[Member]) -> None:
+    """Refuse what none of them could be trained with, before data are fetched for it."""
+    errors: list[ConfigError] = []
+    if members:
+        find_device(members[0].config.device)  # all have the same
+    for member in members:
+        try:
+            check_options(member.config, resolve(member.config))
+        except ConfigError as error:
+            errors.append(error)
+    if members and len(errors) == len(members):
+        raise errors[0]
 
 
 def _open_data(members: Sequence[Member], reporter: Reporter) -> None:

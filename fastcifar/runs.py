@@ -82,8 +82,11 @@ class Run:
 
     def config_hash(self) -> str:
         """SHA-256 of everything the weights depend on."""
-        fixed = self.config_json()
-        fixed["config"] = {key: value for key, value in fixed["config"].items() if key not in _FREE}
+        config, recipe = self.config_json().values()
+        for fields, name, plain in ((recipe, "policy_fraction", 1.0), (recipe["augment"], "policy_epochs", 0)):
+            if fields[name] == plain:  # runs from before it was a field have no other
+                del fields[name]
+        fixed = {"config": {key: value for key, value in config.items() if key not in _FREE}, "recipe": recipe}
         return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()
 
     def check(self, saved: "Checkpoint") -> None:
@@ -242,10 +245,8 @@ def create(config: TrainConfig, recipe: Recipe, *, kind: str = "") -> Run:
                 number += 1  # another run began in this second
                 path = Path("runs") / f"{stem}-{number}"
         if (used := _used(path)) is not None:
-            if (path / _LOCK).exists():
-                with locked(path):  # or that is said
-                    pass
-            raise used
+            with locked(path) if (path / _LOCK).exists() else contextlib.nullcontext():  # or that is said
+                raise used
     except OSError as error:
         reason = error.strerror or str(error)
         raise OutputError(f"out {str(path)!r} cannot be written ({reason}): choose another folder with --out") from None

@@ -52,7 +52,8 @@ def find_run(path: Path | str) -> runs.Run:
     check_kind("run", path, Path | str, "a folder")
     path = Path(path)
     if any((path / record).is_file() for record in runs.RECORDS):
-        one = min((each.parent for each in path.glob("*/config.json")), default=path / "...")
+        runs_of_it = (*path.glob("*/config.json"), *path.glob("*/*/config.json"))  # an ablation's are deeper
+        one = min((each.parent for each in runs_of_it), default=path / "...")
         raise CheckpointError(f"{path} holds several runs: name one of them, such as {one}")
     return runs.reopen(path)
 

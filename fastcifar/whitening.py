@@ -35,7 +35,7 @@ def first_convolution(model: nn.Module) -> nn.Conv2d:
 
 
 def first_images(loader: Loader, count: int = _IMAGES) -> Tensor:
-    """The first images of a loader that goes through its data in order.
+    """The first images of a loader's epoch 0; in random order they are a sample of all.
 
     Args:
         loader: without augmentation; its last batch may be padded.

@@ -1,6 +1,7 @@
 """Training end to end on tiny data: exact resuming, evaluation that moves nothing, files that tell the truth."""
 
 import dataclasses
+import hashlib
 import json
 import os
 import signal
@@ -15,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from fastcifar import checkpoint, engine, job, runs, runtime
+from fastcifar.commands import main
 from fastcifar.config import Augment, TrainConfig, Tta
 from fastcifar.data.arrays import convert_arrays
 from fastcifar.data.store import ArrayStore
@@ -31,7 +33,7 @@ from fastcifar.reporter import NullReporter, RunSummary
 from fastcifar.seeds import fit_seeds
 from fastcifar.signals import StopRequest
 from fastcifar.trainer import Trainer
-from fastcifar.whitening import whiten_
+from fastcifar.whitening import first_images, whiten_
 from tests.threads import on_threads
 
 TINY = Arch(blocks=((4,), (4,), (4,), (4,)), hidden=(8,))
@@ -339,6 +341,36 @@ def test_a_resumed_run_says_what_its_last_bits_depend_on_and_has_changed(data: s
         assert all(f"{threads} threads became" in line and f"{now} threads:" in line for line in said)
 
 
+def test_steps_that_are_taken_otherwise_are_said_to_be(data: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = runtime.choose
+    monkeypatch.setattr(
+        runtime, "choose", lambda *given: dataclasses.replace(found := real(*given), reasons=(*found.reasons, graphs))
+    )
+    graphs = ("steps", "CUDA graphs")
+    with pytest.raises(StoppedError):
+        fit(config(data, out=Path("run")), reporter=StopAfter(2))
+    reporter = Notices()
+    graphs = ("steps", "one operation after another: --profile takes a step apart")
+    fit(TrainConfig(resume=Path("run")), reporter=reporter)
+    told = "steps CUDA graphs became one operation after another: the run goes on, but not bit for bit"
+    assert told in reporter.heard
+
+
+def test_a_run_from_before_a_field_was_there_goes_on(data: str) -> None:
+    with pytest.raises(StoppedError):
+        fit(config(data, out=Path("run")), reporter=StopAfter(2))
+    place = Path("run/config.json")
+    old = json.loads(place.read_text())
+    del old["recipe"]["policy_fraction"], old["recipe"]["augment"]["policy_epochs"]
+    place.write_text(json.dumps(old))
+    old["config"] = {name: value for name, value in old["config"].items() if name not in runs._FREE}
+    saved = checkpoint.load_newest(Path("run/checkpoints"))
+    assert saved.state["config_hash"] == hashlib.sha256(json.dumps(old, sort_keys=True).encode()).hexdigest()
+    fit(TrainConfig(resume=Path("run")))
+    fit(config(data, out=Path("alone")))
+    assert_equal(weights(Path("run")), weights(Path("alone")))
+
+
 def test_a_run_says_where_its_data_are(data: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fastcifar.placement._placed", {})
     fit(config(data, epochs=1, out=Path("run")))
@@ -411,6 +443,21 @@ def test_whitening_makes_the_first_filters_and_freezes_them(data: str, monkeypat
     assert not torch.allclose(nets["none"], nets["init"], atol=0.1)
 
 
+def test_whitening_filters_are_of_images_of_all_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    labels = np.repeat(np.arange(4), 200)  # class by class, as folders are converted
+    images = np.broadcast_to((80 * labels).astype(np.uint8)[:, None, None, None], (800, 20, 20, 3))
+    convert_arrays(tmp_path / "sorted", images, labels, splits={"train": range(600), "test": range(600, 800)})
+    given: list[torch.Tensor] = []
+
+    def some(loader: Loader) -> torch.Tensor:
+        given.append(first_images(loader, 50))
+        return given[-1]
+
+    monkeypatch.setattr("fastcifar.job.first_images", some)
+    fit(config(str(tmp_path / "sorted"), split="full", epochs=1, change=("scaling=raw",), out=Path("run")))
+    assert set(given[0].flatten(1).mean(1).tolist()) == {0.0, 80.0, 160.0}
+
+
 def test_momentum_of_every_norm_is_the_recipes(data: str) -> None:
     model = build_model("tiny", num_classes=3)
     recipe = dataclasses.replace(RECIPES["fast"], norm_momentum=0.3)
@@ -466,6 +513,14 @@ def test_resuming_keeps_the_runs_options(data: str) -> None:
     Path("run/config.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"config\.json is damaged"):
         fit(TrainConfig(resume=Path("run")))
+
+
+def test_the_runs_own_amp_dtype_may_be_given_again(data: str) -> None:
+    with pytest.raises(StoppedError):
+        fit(config(data, amp=True, amp_dtype="bfloat16", out=Path("run")), reporter=StopAfter(2))
+    with pytest.raises(ConfigError, match="amp_dtype 'float16' differs from the run's 'bfloat16'"):
+        fit(TrainConfig(resume=Path("run"), amp_dtype="float16"))
+    assert main(["train", "--resume", "run", "--amp-dtype", "bfloat16"]) == 0
 
 
 def test_a_checkpoint_of_another_net_is_refused(data: str, monkeypatch: pytest.MonkeyPatch) -> None:

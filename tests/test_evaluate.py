@@ -11,6 +11,7 @@ import safetensors.torch
 import torch
 
 import fastcifar
+from fastcifar.ablation import ablate
 from fastcifar.commands import main
 from fastcifar.config import TrainConfig
 from fastcifar.data.arrays import convert_arrays
@@ -151,6 +152,12 @@ def test_several_runs_are_no_run() -> None:
     fit_seeds(config(store(), out=Path("all"), epochs=1), [3])
     with pytest.raises(CheckpointError, match=r"^all holds several runs: name one of them, such as all/seed-3$"):
         evaluate_run(Path("all"))
+
+
+def test_the_runs_of_an_ablation_are_named() -> None:
+    ablate(config(store(), out=Path("all"), epochs=1), seeds=[3], variants=["lr=0.01"])
+    with pytest.raises(CheckpointError, match=r"^all holds several runs: name one of them, such as all/0-base/seed-3$"):
+        fastcifar.load_model("all")
 
 
 def test_a_net_is_loaded_from_its_run_alone() -> None:

@@ -460,6 +460,41 @@ def test_what_fails_for_every_seed_is_said_once_and_leaves_no_folder(
     assert not Path("all").exists()
 
 
+def test_wrong_options_are_said_before_data_are_fetched(data: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fetch(*arguments: Any) -> None:
+        raise AssertionError("data were opened")
+
+    monkeypatch.setattr(many, "open_data", fetch)
+    for options, told in (
+        ({"arch": "huge"}, "unknown arch 'huge'"),
+        ({"device": "abacus"}, "device 'abacus' cannot be used here"),
+        ({"change": ("resolutions=16:0.5",)}, "these nets take images of 17 to 32 pixels a side"),
+    ):
+        with pytest.raises(ConfigError, match=told):
+            fit_seeds(config(data, **options), [0, 1])
+    assert not Path("all").exists()
+
+
+def test_a_seed_whose_folder_is_in_the_way_blocks_no_other(data: str) -> None:
+    with pytest.raises(StoppedError):
+        fit_seeds(config(data), [0, 1], reporter=Heard(steps=1))
+    shutil.rmtree("all/seed-0")
+    Path("all/seed-0").mkdir()
+    Path("all/seed-0/mine.txt").write_text("precious")
+    result = fit_seeds(TrainConfig(resume=Path("all")))
+    assert {seed: outcome.state for seed, outcome in result.runs.items()} == {0: "failed", 1: "done"}
+    assert "is not empty" in str(result.runs[0].error)
+    assert Path("all/seed-0/mine.txt").read_text() == "precious"
+
+
+def test_fewer_seeds_than_there_may_be_at_a_time_share_all_threads(data: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker, "_CODE", STUB)
+    heard = Heard()
+    torch.set_num_threads(8)
+    fit_seeds(config(data), [1, 2], parallel=4, reporter=heard)
+    assert [text for text in sorted(heard.messages) if "threads" in text] == ["seed 1: threads 4", "seed 2: threads 4"]
+
+
 def test_what_a_crash_left_before_the_first_checkpoint_is_begun_anew(data: str) -> None:
     with pytest.raises(StoppedError):
         fit_seeds(config(data), [0], reporter=Heard(steps=1))
