@@ -15,7 +15,7 @@ from pathlib import Path
 from fastcifar import checkpoint, memory, runs, runtime, signals
 from fastcifar.checks import check_kind
 from fastcifar.config import Recipe, TrainConfig
-from fastcifar.data.datasets import DATASETS, open_store, set_aside
+from fastcifar.data.datasets import DATASETS, is_store, open_store, set_aside
 from fastcifar.data.store import ArrayStore
 from fastcifar.errors import CheckpointError, ConfigError, DamagedStoreError, DataError, FastcifarError, RankLostError
 from fastcifar.evaluation import eval_loader, evaluate, test_stats
@@ -29,7 +29,16 @@ from fastcifar.reporter import JsonLinesReporter, NullReporter, Reporter, TeeRep
 from fastcifar.trained import find_run, net_of, newest_of
 from fastcifar.trainer import train_epoch
 
-__all__ = ["FitResult", "check_options", "evaluate", "evaluate_run", "fit", "open_data", "train_epoch"]
+__all__ = [
+    "FitResult",
+    "check_options",
+    "evaluate",
+    "evaluate_run",
+    "fit",
+    "open_data",
+    "recorded_store",
+    "train_epoch",
+]
 
 
 def fit(config: TrainConfig, *, reporter: Reporter | None = None, complete: bool = False) -> FitResult:
@@ -224,11 +233,9 @@ def _store_of(run: runs.Run, reporter: Reporter) -> ArrayStore:
     Raises:
         ConfigError, DataError: it is neither, or cannot be had.
     """
-    try:
-        data = json.loads(read_file(run.path / "environment.json"))["data"]
-        recorded, digest = Path(data["store"]), data["digest"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    if (of_run := recorded_store(run.path)) is None:
         return open_data(run.config, reporter)
+    recorded, digest = of_run
     for place in filter(None, (run.config.data, recorded)):
         with contextlib.suppress(DataError):
             store = ArrayStore(place)
@@ -240,6 +247,15 @@ def _store_of(run: runs.Run, reporter: Reporter) -> ArrayStore:
     raise DataError(f"{recorded} is not the store that it was: put it back, or name its new place with --data")
 
 
+def recorded_store(run: Path) -> tuple[Path, str] | None:
+    """Where the store of the run in that folder was, and its digest; None where its environment.json does not say."""
+    try:
+        data = json.loads(read_file(run / "environment.json"))["data"]
+        return Path(data["store"]), str(data["digest"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
 def open_data(config: TrainConfig, reporter: Reporter) -> ArrayStore:
     """The store that `config` names; what isn't there yet is fetched and converted.
 
@@ -247,16 +263,25 @@ def open_data(config: TrainConfig, reporter: Reporter) -> ArrayStore:
         ConfigError, DataError: it cannot be had, or the nets cannot take its images.
     """
     dataset = Path(config.dataset).name
+    moved = _moved_to(config)
     with (
         reporter.transfer(f"fetching {dataset}", "bytes") as fetching,
         reporter.transfer(f"converting {dataset}", "images") as converting,
     ):
         store = open_store(
-            config.dataset,
-            data=config.data,
+            moved or config.dataset,
+            data=None if moved else config.data,
             allow_unverified=config.allow_unverified,
             fetch_progress=fetching,
             convert_progress=converting,
         )
     check_image_size(*store.image_shape[:2])
     return store
+
+
+def _moved_to(config: TrainConfig) -> Path | None:
+    """Where the store that `dataset` named is now, by `data`; None where it is still there, or that is no store."""
+    named, data = Path(config.dataset), config.data
+    if data is None or config.dataset in DATASETS or not is_store(data):
+        return None
+    return data if not is_store(named) or data.absolute() == named.absolute() else None

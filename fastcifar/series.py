@@ -18,7 +18,7 @@ from typing import Any
 
 from fastcifar import runs, runtime
 from fastcifar.config import TrainConfig
-from fastcifar.errors import CheckpointError, ConfigError, StoppedError, one_line
+from fastcifar.errors import CheckpointError, ConfigError, DataError, StoppedError, one_line
 from fastcifar.publish import publish_bytes, publish_json, read_file
 from fastcifar.ranks import asked_for
 from fastcifar.recipes import resolve
@@ -138,7 +138,7 @@ def open_series(config: TrainConfig, *, record: str, kind: str, complete: bool =
     if (ranks := asked_for()) > 1:
         raise ConfigError(f"several runs cannot be trained by {ranks} ranks: start them without torchrun")
     if config.resume is None:
-        run = runs.create(config, resolve(config), kind=kind)
+        run = before = runs.create(config, resolve(config), kind=kind)
         stored = {}
     else:
         path = config.resume / record
@@ -153,7 +153,7 @@ def open_series(config: TrainConfig, *, record: str, kind: str, complete: bool =
             raise CheckpointError(f"{path} is damaged: {one_line(error)}") from None
         if not _is_record(stored):
             raise CheckpointError(f"{path} is damaged: no seeds, or no runs with a name and a state")
-        run = runs.reopen(config.resume, config, complete=complete)
+        run, before = runs.reopen(config.resume, config, complete=complete), runs.reopen(config.resume)
         if resolve(run.config) != run.recipe:
             raise CheckpointError(f"{path.parent}: recipe {run.config.recipe!r} has changed since: start anew")
     series = Series(run=run, record=record, stored=stored)
@@ -163,7 +163,10 @@ def open_series(config: TrainConfig, *, record: str, kind: str, complete: bool =
             yield series
         except StoppedError:
             raise
-        except BaseException:
+        except BaseException as error:
             if config.resume is None:
                 series.discard()
+            elif isinstance(error, ConfigError | DataError):  # what was given is of no use: not to be kept
+                with run.writing():
+                    publish_json(series.path / "config.json", before.config_json())
             raise

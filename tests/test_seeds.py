@@ -29,7 +29,15 @@ from fastcifar.config import TrainConfig
 from fastcifar.console import print_table
 from fastcifar.data.writer import SourceFile, write_store
 from fastcifar.engine import FitResult, fit
-from fastcifar.errors import CheckpointError, ConfigError, DivergedError, FastcifarError, OutputError, StoppedError
+from fastcifar.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    DivergedError,
+    FastcifarError,
+    OutputError,
+    StoppedError,
+)
 from fastcifar.estimates import estimate, interval_text
 from fastcifar.formats import percent
 from fastcifar.nets import ARCHS, Arch, build_model
@@ -102,6 +110,14 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
     splits = {"full": {"train": ["a"], "test": ["b"]}}
     write_store(path, files, name="noise", classes=["x", "y", "z"], splits=splits, source={"verified": True})
     return str(path)
+
+
+def other_data() -> str:
+    """A store of other images."""
+    files = [SourceFile(name, np.zeros((20, 24, 24, 3), np.uint8), np.arange(20) % 3) for name in ("a", "b")]
+    splits = {"full": {"train": ["a"], "test": ["b"]}}
+    write_store(Path("others"), files, name="noise", classes=["x", "y", "z"], splits=splits, source={"verified": True})
+    return "others"
 
 
 def config(data: str, **options: Any) -> TrainConfig:
@@ -485,6 +501,26 @@ def test_a_seed_whose_folder_is_in_the_way_blocks_no_other(data: str) -> None:
     assert {seed: outcome.state for seed, outcome in result.runs.items()} == {0: "failed", 1: "done"}
     assert "is not empty" in str(result.runs[0].error)
     assert Path("all/seed-0/mine.txt").read_text() == "precious"
+
+
+def test_seeds_that_have_not_begun_take_the_store_from_where_it_is_now(data: str) -> None:
+    for name, source in (("mine", data), ("other", other_data())):
+        shutil.copytree(source, name)
+    with pytest.raises(StoppedError):
+        fit_seeds(config("mine"), [0, 1], reporter=Heard(steps=1))
+    Path("mine").rename("moved")
+    for wrong, error, told in (
+        ("other", DataError, "other holds other data than all/seed-0 was begun with"),
+        ("all", ConfigError, "unknown dataset 'mine'"),
+    ):
+        before = Path("all/config.json").read_bytes()
+        with pytest.raises(error, match=told):
+            fit_seeds(TrainConfig(resume=Path("all"), data=Path(wrong)))
+        assert json.loads(Path("all/config.json").read_bytes()) == json.loads(before)  # and nothing of it is kept
+    result = fit_seeds(TrainConfig(resume=Path("all"), data=Path("moved")))
+    assert [outcome.state for outcome in result.runs.values()] == ["done", "done"]
+    fit(config(data, seed=1, out=Path("alone")))
+    assert_same_run(Path("all/seed-1"), Path("alone"))
 
 
 def test_fewer_seeds_than_there_may_be_at_a_time_share_all_threads(data: str, monkeypatch: pytest.MonkeyPatch) -> None:
