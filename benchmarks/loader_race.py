@@ -56,8 +56,10 @@ class Race:
                     best = max(tried, key=lambda one: one.get("images_per_second", -1))
                     if "failed" in best:
                         raise WorkerError(best["failed"])
-                    remote = stack.enter_context(self._start(entry, best["setting"]))
-                    said |= {"setting": best["setting"], "tried": tried} | self._look(remote, entry)
+                    with contextlib.ExitStack() as own:  # one that fails is ended, and not left to run beside others
+                        remote = own.enter_context(self._start(entry, best["setting"]))
+                        said |= {"setting": best["setting"], "tried": tried} | self._look(remote, entry)
+                        stack.push(own.pop_all())
                     remotes[entry.name] = remote
                 except (WorkerError, CheckError, RuntimeError, OSError) as error:
                     said["failed"] = reason(error)
@@ -179,6 +181,10 @@ def main(arguments: list[str]) -> None:
     options = parser.parse_args(arguments)
     word = options.only.lower()
     entries = tuple(e for e in CONTESTANTS if e.name == BASE or word in e.name.lower() or word in e.file)
+    if word and len(entries) == 1:
+        parser.error(f"--only {options.only}: no other contestant has this word in its name or file")
+    if word and options.out == parser.get_default("out"):
+        parser.error(f"--only needs --out NAME: {options.out}.json keeps all of them")
     started = time.perf_counter()
     with (
         given_or_random([options.store] if options.store else [], count=options.count) as store,

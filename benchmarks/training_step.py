@@ -180,13 +180,17 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--repeats", type=int, default=11)
     parser.add_argument("--out", default="training_step", help="name of the file in benchmarks/results")
     options = parser.parse_args(arguments)
+    archs = [name for name in ARCHS if options.only in name]
+    if not archs:
+        parser.error(f"--only {options.only}: choose from {', '.join(ARCHS)}")
+    if options.only and options.out == parser.get_default("out"):
+        parser.error(f"--only needs --out NAME: {options.out}.json keeps all nets")
     store, recipe = MemoryStore(noise(50_000, 32)), RECIPES["fast"]
     keep_freed()  # as `fit` does
     runtimes = {
         runtime.precision: runtime for runtime in (choose(TrainConfig(device="cpu", amp=amp)) for amp in (False, True))
     }
     results = []
-    archs = [name for name in ARCHS if options.only in name]
     for arch, batch_size, runtime in itertools.product(archs, BATCH_SIZES, runtimes.values()):
         precision = str(runtime.precision).removeprefix("torch.")
         title = f"{arch}, batch {batch_size}, {precision}"

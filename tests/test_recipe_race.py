@@ -166,6 +166,9 @@ def test_the_newest_recipe_counts_and_of_a_seed_the_newest_run() -> None:
     (group,) = race.groups
     assert [found["accuracy"] for found in group.runs] == [0.7, 0.9]
     assert group.failed == ()
+    unmade = run(recipe_digest="new") | {"failed": "no environment"}
+    assert [one.groups for one in races([*runs, unmade])] == [race.groups]  # which replaces none that did not fail
+    assert [one.groups[0].failed for one in races([unmade])] == [(unmade,)]
     changed = run(change=["lr=0.1"], recipe_digest="other")
     assert [group.title for group in races([*runs, changed])[0].groups] == ["fastcifar", "fastcifar, lr=0.1"]
 
@@ -329,7 +332,7 @@ def test_runs_side_by_side_have_one_thread_on_a_core_each(store: ArrayStore) -> 
         assert made["date"].startswith("20")
         assert len(made["load_average"]) == 2
         assert made["processor_seconds"] >= 0
-        assert -1e-6 <= made["alone_seconds"] < made["seconds"] + 60
+        assert made["alone_seconds"] >= -1e-6
     assert json.loads(json.dumps(found)) == found
 
 
@@ -619,6 +622,7 @@ def test_the_tables_show_the_race(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_a_long_run_tells_where_it_stood_on_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     curve = [[2400.0, 0.4], [4800.0, 0.7]]
+    # threads of one run wait for each other, which is no doing of others
     halved = {"mode": "turn", "threads": 2, "train_seconds": 4800.0, "seconds": 6000.0, "processor_seconds": 9600.0}
     long = run("long", arch="big", split="full", curve=curve, tta="flip", tta_accuracy=0.72, **halved)
     validated = long | {"arch": "small", "curve_of": "validation", "digest": "other"}
@@ -627,12 +631,12 @@ def test_a_long_run_tells_where_it_stood_on_the_way(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(readme_tables, "RESULTS", tmp_path)
     made = readme_tables.with_tables("\n".join(readme_tables.markers("recipe-curves")))
     assert made.splitlines()[4:-2] == [
-        "| big, full, 2 threads, a CPU | fastcifar, long, 3 epochs | 32 | 40.00 % |",
-        "| big, full, 2 threads, a CPU | fastcifar, long, 3 epochs | 64 | 70.00 %; 72.00 % with test-time "
+        "| big, full, 2 threads, a CPU | fastcifar, long, 3 epochs | 40 | 40.00 % |",
+        "| big, full, 2 threads, a CPU | fastcifar, long, 3 epochs | 80 | 70.00 %; 72.00 % with test-time "
         "augmentation |",
     ]
     short = readme_tables.with_tables("\n".join(readme_tables.markers("recipe-summary")))
-    said = "70.00 % in 3,840 s, 72.00 % with test-time augmentation"
+    said = "70.00 % in 4,800 s, 72.00 % with test-time augmentation"
     assert f"| big, full | a CPU | nothing: fastcifar, long, 3 epochs, 2 threads |  | {said} |" in short.splitlines()
 
 

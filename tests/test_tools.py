@@ -1,6 +1,10 @@
+import json
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,6 +14,7 @@ from tests.sample_stats import make_epochs, make_result, make_summary
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tools"))
 
+import gpu_tables  # noqa: E402
 import readme_tables  # noqa: E402
 
 
@@ -39,6 +44,62 @@ def test_the_report_table_sets_both_beside_each_other() -> None:
     assert "1 CPU thread;" in lines[-1]
     published = readme_tables.report_table([sample_run("big", verified=True)])
     assert "on the published CIFAR-10" in published[-1]
+
+
+@pytest.fixture
+def tool(tmp_path: Path) -> Callable[..., "subprocess.CompletedProcess[str]"]:
+    """Runs a copy of `tools/report_table`, whose training is a script that says what it was asked."""
+    shutil.copytree(ROOT / "tools", tmp_path / "tools", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "benchmarks" / "results", tmp_path / "benchmarks" / "results")
+    (tmp_path / "benchmarks" / "README.md").write_text("")
+    (tmp_path / "README.md").write_text("\n".join(readme_tables.markers("report")))
+    (tmp_path / "fastcifar").mkdir()
+    (tmp_path / "fastcifar" / "__init__.py").touch()
+    (tmp_path / "fastcifar" / "train.py").write_text("import sys; print(*sys.argv[1:]); sys.exit(7)")
+
+    def run(*arguments: str) -> "subprocess.CompletedProcess[str]":
+        command = [sys.executable, "tools/report_table", *arguments]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+
+    return run
+
+
+def test_training_for_the_report_table_goes_on_where_it_stood(tool: Callable[..., Any], tmp_path: Path) -> None:
+    done = tool("--train", "--data", "x")
+    assert done.returncode == 7
+    assert done.stdout == "--recipe report --arch big --out runs/report-big --data x\n"
+    assert done.stderr == ""
+    (tmp_path / "runs/report-big").mkdir(parents=True)
+    (tmp_path / "runs/report-big/metrics.jsonl").write_text('{"kind": "test"}\n')
+    (tmp_path / "runs/report-small/checkpoints/00000001").mkdir(parents=True)
+    assert tool("--train").stdout == "--resume runs/report-small\n"
+
+
+def test_runs_of_another_recipe_leave_the_report_table_as_it_is(tool: Callable[..., Any], tmp_path: Path) -> None:
+    results = tmp_path / "benchmarks" / "results" / "runs.json"
+    before = results.read_bytes()
+    run = tmp_path / "run"
+    run.mkdir()
+    recipe = {"config": {"dataset": "cifar10", "arch": "big", "recipe": "fast", "seed": 0}, "recipe": {"split": "full"}}
+    (run / "config.json").write_text(json.dumps(recipe))
+    names = ("fastcifar", "torch", "python", "cpu", "threads", "gpus")
+    (run / "environment.json").write_text(json.dumps(dict.fromkeys(names, "") | {"data": {"verified": True}}))
+    epoch = {"kind": "epoch", "eval_accuracy": 0.5}
+    test = {"kind": "test", "class_accuracies": [0.5], "classes": ["cat"], "parameters": 1, "accuracy": 0.5}
+    lines = [epoch, test | {"train_seconds": 1.0}]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    done = tool("run")
+    assert done.stderr == "report_table: none of these runs is of --recipe report, which the tables are of\n"
+    assert results.read_bytes() == before
+
+
+def test_a_gpu_check_of_which_steps_failed_has_tables_too() -> None:
+    content = json.loads((ROOT / "benchmarks/results/gpu_check.json").read_text())
+    assert len(gpu_tables.gpu_check_table(content)) > 20
+    content["steps"] = {name: {"ok": False, "error": "RuntimeError"} for name in content["steps"]}
+    (line,) = gpu_tables.gpu_check_table(content)
+    assert all(name in line.partition("Failed: ")[2] for name in content["steps"])
+    assert len(gpu_tables.gpu_summary_table(content)) == 1
 
 
 def test_a_block_is_replaced_and_nothing_else() -> None:

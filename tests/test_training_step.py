@@ -97,7 +97,11 @@ def test_it_runs_and_its_table_shows_what_it_found(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(readme_tables, "RESULTS", tmp_path)
     monkeypatch.setattr(training_step, "BATCH_SIZES", (4,))
     monkeypatch.setattr(training_step, "noise", lambda count, side: some_images(8, side))
-    training_step.main(["--only", "tiny", "--seconds", "0.001", "--repeats", "2"])
+    for wrong in (["--only", "tiny"], ["--only", "tniy", "--out", "x"]):  # the full table is not to be cut or emptied
+        with pytest.raises(SystemExit, match="2"):
+            training_step.main(wrong)
+    training_step.main(["--only", "tiny", "--seconds", "0.001", "--repeats", "2", "--out", "some"])
+    (tmp_path / "some.json").rename(tmp_path / "training_step.json")
     content: dict[str, Any] = json.loads((tmp_path / "training_step.json").read_text())
     entry, other = content["results"]
     assert (entry["arch"], entry["batch_size"]) == (other["arch"], other["batch_size"]) == ("tiny", 4)

@@ -188,6 +188,8 @@ def bandwidth() -> dict[str, Any]:
         target = torch.empty_like(source)
         contestants["copy_"] = timed(lambda a=target, b=source: a.copy_(b), launches)
         raced = alternate(contestants, repeats=9, warm_up=2)
+        if failed := [f"{name}: {result['failed']}" for name, result in raced.items() if "failed" in result]:
+            raise RuntimeError("; ".join(failed))
         copied = raced["copy_"]["median"]
         rows[f"batch {batch}, {dtype}"] = {
             "bytes": moved,
@@ -243,7 +245,10 @@ def loader_speed() -> dict[str, Any]:
             for dtype in (torch.float32, torch.bfloat16)
             for batch in (512, 2048)
         }
-        return race(contestants, repeats=7)
+        found = race(contestants, repeats=7)
+    if failed := [f"{name}: {result['failed']}" for name, result in found.items() if "failed" in result]:
+        raise RuntimeError("; ".join(failed))
+    return found
 
 
 def device() -> dict[str, Any]:

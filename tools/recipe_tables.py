@@ -14,7 +14,7 @@ from table_cells import grid, percent
 __all__ = ["recipe_curves_table", "recipe_race_table", "recipe_summary_table"]
 
 _THREADS = {"beside": "1 thread", "turn": "2 threads"}
-_MODES = {"beside": "two runs at a time, each with 1 thread on a core of its own", "turn": "in turn, 2 threads"}
+_MODES = {"beside": "one or two at a time, each with 1 thread on a core of its own", "turn": "in turn, 2 threads"}
 
 
 def recipe_race_table(content: Mapping[str, Any]) -> list[str]:
@@ -44,12 +44,20 @@ def recipe_race_table(content: Mapping[str, Any]) -> list[str]:
     remarks = dict.fromkeys(setting["remark"] for race in races for setting in race["settings"] if setting["remark"])
     note = (
         f"`python -m benchmarks.recipe_race`: {'; or '.join(modes)}. Times are seconds of training "
-        "alone, times the share of its cores that the run had (others use the machine too). 95 % intervals over seeds; "
-        "a recipe comes to an accuracy when each of its runs ended there or above. "
+        "alone; of runs with one thread, times the share of its core that a run had (others use the machine too). 95 % "
+        "intervals over seeds. A recipe comes to an accuracy when each of its runs ended there or above; times are of "
+        "whole runs on both sides: the report's recipe, whose accuracy jumps, is at times where it ends before. "
         f"{''.join(f'{remark}. ' for remark in remarks)}On {data}; {', '.join(cpus)}; {'; '.join(sorted(versions))}."
     )
     head = ["net, split", "recipe", "epochs", "runs", "training time", "test accuracy", "with test-time augmentation"]
-    against = ["net, split", "recipe", "compared with", "which reaches", "time to its accuracy", "accuracy in its time"]
+    against = [
+        "net, split",
+        "recipe",
+        "compared with",
+        "which reaches",
+        "a run that ends there",
+        "accuracy in its time",
+    ]
     return [*grid(head, recipes), *(["", *grid(against, pairs)] if pairs else []), "", note]
 
 
@@ -93,7 +101,7 @@ def recipe_summary_table(content: Mapping[str, Any]) -> list[str]:
                     reached += f", {percent(setting['tta_accuracy']['mean'])} with test-time augmentation"
                 name = f"nothing: {setting['title']}, {_count(setting['epochs'])}, {_THREADS[race['mode']]}"
                 rows.append([f"{race['arch']}, {race['split']}", race["cpu"], name, "", reached])
-    head = ["net, split", "machine", "compared with", "time to its accuracy", "accuracy in its time"]
+    head = ["net, split", "machine", "compared with", "a run that ends there", "accuracy in its time"]
     return grid(head, rows)
 
 

@@ -95,10 +95,13 @@ class Race:
 
 
 def processor_share(run: Run) -> float:
-    """The part of the time for which a run had the cores it asked for, at most 1.
+    """The part of the time for which a run of one thread had its core, at most 1.
 
-    Others use the machine too: seconds times this share are what the same work takes on cores of its own.
+    Others use the machine too: seconds times this share are what the same work takes on a core of its own. In a run of
+    more threads some wait for others, so of such a one all of the time counts.
     """
+    if run["threads"] > 1:
+        return 1.0
     return float(min(1.0, run["processor_seconds"] / (run["seconds"] * run["threads"])))
 
 
@@ -136,7 +139,8 @@ def _current(runs: Sequence[Run]) -> list[Run]:
     def line(run: Run) -> tuple[Any, ...]:
         return (*_place(run), run["contestant"], run["arch"], *run["change"])
 
-    newest = {line(run): run["recipe_digest"] for run in runs}
+    trained = sorted(runs, key=lambda run: "failed" not in run)  # a failed one counts where there is no other
+    newest = {line(run): run["recipe_digest"] for run in trained}
     kept = [run for run in runs if run["recipe_digest"] == newest[line(run)]]
     last = {run["digest"]: run for run in sorted(kept, key=lambda run: "failed" not in run)}
     return [run for run in kept if run is last[run["digest"]]]
