@@ -141,19 +141,27 @@ class ConsoleReporter:
     def transfer(self, description: str, unit: Unit) -> Iterator[Progress]:
         """Show a bar, or lines now and then, from the first call on: where nothing is to be done, nothing is said."""
         name = clean(self._console, description)
-        before, phase = self._phase, None
+        before, phase, until, said = self._phase, None, 0.0, False
+
+        def ended() -> None:
+            nonlocal said
+            if phase is not None and not said:
+                said = True
+                self._print(f"{name}: {amount(phase.done, unit)}, {duration(until - phase.since)}")
 
         def progress(done: int, total: int | None) -> None:
-            nonlocal phase
+            nonlocal phase, until
             if phase is None:
                 phase = self._enter(name, unit)
                 if not self._is_live:
                     self._print(f"{name} ...")
                     self._next = phase.since + _LINE_SECONDS
-            now = self._clock()
+            now = until = self._clock()
             self._phase = phase
             phase.advance(done, total, now)
-            if now < self._next:
+            if done == total:  # not at the block's end: what comes of it may take its own time
+                ended()
+            if now < self._next or (said and not self._is_live):
                 return
             if self._is_live:
                 self._draw()
@@ -163,8 +171,7 @@ class ConsoleReporter:
 
         try:
             yield progress
-            if phase is not None:
-                self._print(f"{name}: {amount(phase.done, unit)}, {duration(self._clock() - phase.since)}")
+            ended()
         finally:
             self._phase, self._next = before, 0.0
             if self._summary is None:  # the run hasn't begun: nothing else is live

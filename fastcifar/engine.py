@@ -236,15 +236,19 @@ def _store_of(run: runs.Run, reporter: Reporter) -> ArrayStore:
     if (of_run := recorded_store(run.path)) is None:
         return open_data(run.config, reporter)
     recorded, digest = of_run
+    reasons = []
     for place in filter(None, (run.config.data, recorded)):
-        with contextlib.suppress(DataError):
+        try:
             store = ArrayStore(place)
             if store.digest == digest:
                 return store
             reporter.message(f"{place} holds other data than the run's: it is not used")
+        except DataError as error:
+            reasons.append(str(error))
     if run.config.dataset in DATASETS:
         return open_data(run.config, reporter)
-    raise DataError(f"{recorded} is not the store that it was: put it back, or name its new place with --data")
+    why = f" ({'; '.join(reasons)})" * bool(reasons)
+    raise DataError(f"{recorded} is not the store that it was: put it back, or name its new place with --data{why}")
 
 
 def recorded_store(run: Path) -> tuple[Path, str] | None:
@@ -262,7 +266,7 @@ def open_data(config: TrainConfig, reporter: Reporter) -> ArrayStore:
     Raises:
         ConfigError, DataError: it cannot be had, or the nets cannot take its images.
     """
-    dataset = Path(config.dataset).name
+    dataset = Path(config.dataset).absolute().name
     moved = _moved_to(config)
     with (
         reporter.transfer(f"fetching {dataset}", "bytes") as fetching,

@@ -101,7 +101,7 @@ def evaluate(
     """Evaluate in eval mode: each sample counts once, and no running statistic moves.
 
     Args:
-        model: the net; its mode is afterwards what it was.
+        model: the net; the mode of each of its modules is afterwards what it was.
         loader: the data, in order and without augmentation.
         runtime: precision and device.
         size: side in pixels to which the images are reduced; None for their own.
@@ -118,7 +118,7 @@ def evaluate(
         return logits.float()
 
     started = time.perf_counter()
-    was_training = model.training
+    modes = [(module, module.training) for module in model.modules()]
     model.eval()
     totals, tta_totals = (Totals(runtime.device, everywhere=ranks.sum_no_sync) for _ in range(2))
     predictions, truth = [], []
@@ -133,7 +133,8 @@ def evaluate(
             predictions.append(logits.argmax(1))
             truth.append(labels)
     finally:
-        model.train(was_training)
+        for module, training in modes:
+            module.training = training
     loss, accuracy, _ = totals.read()
     found, labels = (_in_order(parts, ranks) for parts in (predictions, truth))
     real = labels >= 0  # the last batch was padded

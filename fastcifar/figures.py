@@ -7,18 +7,22 @@ files of `write_figures`.
     write_figures(run / "figures", history, result.test, title="big on cifar10")
 """
 
+import functools
 import io
 import textwrap
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from fastcifar.errors import one_line
 from fastcifar.formats import percent, things
 from fastcifar.metrics import EpochStats, Mistakes, TestStats
 from fastcifar.publish import publish_bytes
@@ -30,7 +34,12 @@ _DPI = 150
 _TRAIN, _EVAL = "#0072B2", "#D55E00"
 _ANNOTATED = 20  # classes; the numbers of a larger matrix can't be read
 _COLUMNS = 8  # of mistakes
-_NAMED = 30  # classes; with more, every tenth is named
+_NAMED = 30  # classes; with more, every tenth is named, and of more than 300 so many
+_OF_OTHER_SCRIPTS = (
+    *("Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans CJK KR", "WenQuanYi Zen Hei", "PingFang SC", "Hiragino Sans"),
+    *("Apple SD Gothic Neo", "Microsoft YaHei", "Yu Gothic", "Malgun Gothic", "Arial Unicode MS"),
+    *("Noto Sans Devanagari", "Noto Sans Bengali", "Noto Sans Tamil", "Noto Sans Thai"),
+)
 
 
 def loss_curves(history: Sequence[EpochStats], *, title: str) -> Figure:
@@ -77,7 +86,7 @@ def _curves(
         points = {stats.epoch: found for stats in history if (found := value(stats)) is not None}
         marker = "o" if len(points) <= 30 else ""  # a single epoch has no line to see
         axes.plot([*points], [*points.values()], line, color=color, marker=marker, markersize=3.5, label=name)
-    _plain(axes.set_title(textwrap.fill(title, 60)))
+    _plain(axes.set_title(textwrap.fill(_clean(title), 60)))
     axes.set_xlabel("epoch")
     axes.set_xlim(history[0].epoch - 0.5, history[-1].epoch + 0.5)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
@@ -99,15 +108,15 @@ def confusion_matrix(test: TestStats, *, title: str) -> Figure:
     figure = Figure(figsize=(edge + 0.6, edge), layout="compressed")
     axes = figure.add_subplot()
     image = axes.imshow(test.confusion, cmap="Blues", vmin=0.0, vmax=1.0, aspect="equal")
-    shown = range(size) if size <= _NAMED else range(0, size, 10)
+    shown = range(size) if size <= _NAMED else range(0, size, max(10, -(-size // _NAMED)))
     # a longer name would leave no room for the matrix
-    names = [name if len(name) <= 20 else f"{name[:17]}..." for name in (test.classes[i] for i in shown)]
+    names = [name if len(name) <= 20 else f"{name[:17]}..." for name in (_clean(test.classes[i]) for i in shown)]
     axes.set_xticks(shown, names, rotation=45, ha="right", rotation_mode="anchor")
     axes.set_yticks(shown, names)
     for text in (
         *axes.get_xticklabels(),
         *axes.get_yticklabels(),
-        axes.set_title(textwrap.fill(title, round(8 * edge))),
+        axes.set_title(textwrap.fill(_clean(title), round(8 * edge))),
     ):
         _plain(text)
     axes.set_xlabel("predicted class")
@@ -141,11 +150,12 @@ def mistakes_grid(found: Mistakes, *, title: str) -> Figure:
     for i, (image, truth, taken_for) in enumerate(zip(found.images, found.truth, found.taken_for, strict=True)):
         top, left = down * (i // columns), right * (i % columns)
         canvas[top : top + height, left : left + width] = image if channels == 3 else image[..., :1]
-        names = "\n".join(name if len(name) <= 14 else f"{name[:11]}..." for name in (truth, f"{taken_for}?"))
+        both = (_clean(truth), f"{_clean(taken_for)}?")
+        names = "\n".join(name if len(name) <= 14 else f"{name[:11]}..." for name in both)
         _plain(axes.text(left + width / 2, top + height, names, ha="center", va="top", fontsize=7, linespacing=1.1))
     axes.imshow(canvas, interpolation="nearest")
     axes.set_axis_off()
-    _plain(axes.set_title(textwrap.fill(title, max(24, 14 * columns)), fontsize=10))
+    _plain(axes.set_title(textwrap.fill(_clean(title), max(24, 14 * columns)), fontsize=10))
     return figure
 
 
@@ -169,7 +179,9 @@ def write_figures(
     folder.mkdir(parents=True, exist_ok=True)
     for name, figure in figures.items():
         buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=_DPI)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)  # a box says so too
+            figure.savefig(buffer, format="png", dpi=_DPI)
         publish_bytes(folder / name, buffer.getvalue())
     return tuple(folder / name for name in figures)
 
@@ -181,5 +193,18 @@ def _ink(background: tuple[float, float, float]) -> str:
 
 
 def _plain(text: Text) -> None:
-    """Take the text as it is: a name with two dollar signs is not a formula."""
+    """Take the text as it is: a name with two dollar signs is not a formula, and may be in any script."""
     text.set_parse_math(False)
+    text.set_fontfamily(_families())
+
+
+@functools.cache
+def _families() -> list[str]:
+    """Fonts that texts are drawn in, of which the first that has a letter draws it: matplotlib's own comes first."""
+    installed = set(font_manager.get_font_names())
+    return ["DejaVu Sans", *(name for name in _OF_OTHER_SCRIPTS if name in installed)]
+
+
+def _clean(text: str) -> str:
+    """In one line of what can be drawn: a folder's name may hold what is no text."""
+    return one_line(text, longest=len(text))

@@ -111,7 +111,7 @@ class ConvNet(nn.Module):
         layers = list(self.features)
         while layers:
             layer, *layers = layers
-            if type(layer) is nn.ReLU and norms.fits(values, layers[0]) and not _hooked(layer, layers[0]):
+            if layers and type(layer) is nn.ReLU and norms.fits(values, layers[0]) and not _hooked(layer, layers[0]):
                 pool = len(layers) > 1 and norms.pools(layers[1]) and not _hooked(layers[1])
                 values = norms.relu_norm(values, layers[0], pool=pool)  # type: ignore[arg-type]  # `fits` looked
                 layers = layers[1 + pool :]
@@ -205,14 +205,18 @@ def _convolve(values: Tensor, layer: nn.Conv2d) -> Tensor:
 
 def _may_fuse(net: ConvNet | FastNet, images: Tensor) -> bool:
     """Whether its layers may run together: not where what is asked for is all of them, as hooks and tracers do."""
-    return net.fused and type(images) is Tensor and not _hooked(net.features)
+    return net.fused and type(images) is Tensor and type(net.features) is nn.Sequential and not _hooked(net.features)
 
 
 def _hooked(*layers: nn.Module) -> bool:
-    """Whether any has hooks, which must be called, or all have."""
+    """Whether any has hooks, which must be called, or a forward of its own, or all have."""
     everywhere: bool = nn.modules.module._has_any_global_hook()  # type: ignore[no-untyped-call]  # it has no public name
     return everywhere or any(
-        layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks
+        layer._forward_hooks
+        or layer._forward_pre_hooks
+        or layer._backward_hooks
+        or layer._backward_pre_hooks
+        or "forward" in vars(layer)
         for layer in layers
     )
 

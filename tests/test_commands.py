@@ -191,3 +191,24 @@ def test_closed_streams_are_no_traceback(environment: dict[str, str], closed: st
     assert (done.returncode, done.stderr) == (status, "")
     command = f"{sys.executable} -m fastcifar nothing {closed}"
     assert subprocess.run(["bash", "-c", command], capture_output=True, env=environment, check=False).returncode == 2
+    command = f"{sys.executable} -m fastcifar train --epochs three {closed}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-8"])
+@pytest.mark.parametrize("columns", ["20", "80", "300"])
+def test_option_errors_are_whole_on_any_terminal(environment: dict[str, str], encoding: str, columns: str) -> None:
+    out = "/data/" + "a-very-long-name-without-any-space-" * 4
+    for arguments, told in (
+        (["--epochs", "three"], "--epochs takes a whole number, got 'three'"),
+        (["--epoch", "3"], "unrecognized options: --epoch, 3: perhaps you meant --epochs"),
+        (["--out", out, "--resume", "x"], f"out '{out}' cannot be given with resume"),
+    ):
+        done = fastcifar(
+            "train", *arguments, environment=environment | {"PYTHONIOENCODING": encoding, "COLUMNS": columns}
+        )
+        assert done.returncode == 2
+        assert done.stderr.startswith(f"fastcifar: {told}"), done.stderr
+        assert len(done.stderr.splitlines()) == 1

@@ -148,6 +148,24 @@ def test_a_wrong_option_is_one_line_and_status_2(
     assert not list(place.glob(".tmp-*"))
 
 
+def test_what_is_advised_can_be_done(place: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (3, 20, 20, 3), np.uint8)
+    images[..., 1] = 7
+    parts = {"test_images": images, "test_labels": np.zeros(3, np.int64), "classes": np.array(["a"])}
+    np.savez("still.npz", images=images, labels=np.zeros(3, np.int64), **parts)
+    np.savez("one.npz", images=images[:1], labels=np.zeros(1, np.int64), **parts)
+    assert main(["convert", "still.npz", "still"]) == 0
+    out = capfd.readouterr().out
+    assert "fastcifar train --dataset still --batch-size 3 --change scaling=unit\n" in out
+    assert """Loader('still', scaling="unit")""" in out
+    assert main(["train", "--dataset", "still", "--arch", "small"]) == 2
+    assert "channel 1 is the same in all training images: choose another, such as unit" in capfd.readouterr().err
+    assert main(["convert", "one.npz", "one"]) == 0
+    assert "needs at least two training images" in capfd.readouterr().out
+    assert main(["train", "--dataset", "one", "--arch", "small", "--change", "scaling=raw"]) == 2
+    assert "there is one training image, and BatchNorm needs two in a step" in capfd.readouterr().err
+
+
 def test_arrays_and_cifar_are_recognised(place: Path, capfd: pytest.CaptureFixture[str]) -> None:
     images, labels = np.stack([noise(20, 20, 1, seed=k) for k in range(9)]), np.arange(9) % 3
     np.savez("mine.npz", x_train=images, y_train=labels, x_test=images[:2], y_test=labels[:2])

@@ -24,7 +24,7 @@ from fastcifar.data.writer import SourceFile, write_store
 from fastcifar.engine import evaluate, evaluate_run, fit
 from fastcifar.errors import CheckpointError, ConfigError, DivergedError, FastcifarError, OutputError, StoppedError
 from fastcifar.evaluation import StopSeenError, eval_loader, tta_logits
-from fastcifar.kernels import norms
+from fastcifar.kernels import norms, winograd
 from fastcifar.loader import Batch, Loader
 from fastcifar.metrics import EpochStats
 from fastcifar.nets import ARCHS, Arch, build_model
@@ -320,6 +320,21 @@ def test_resuming_at_any_step_goes_on_bit_for_bit(
         assert lines == ["run", "epoch", "epoch", "test"]
 
 
+def test_resuming_goes_on_bit_for_bit_with_the_compiled_loops(data: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(ARCHS, "wider", Arch(blocks=((16,), (16,), (16,), (16,)), hidden=(16,)))
+    ran = set()
+    for module, name in ((norms, "relu_norm"), (winograd, "conv2d")):
+        real = getattr(module, name)
+        spy = lambda *values, name=name, real=real, **options: (ran.add(name), real(*values, **options))[1]  # noqa: E731
+        monkeypatch.setattr(module, name, spy)
+    fit(config(data, arch="wider", out=Path("through")))
+    assert ran == {"relu_norm", "conv2d"}
+    with pytest.raises(StoppedError):
+        fit(config(data, arch="wider", out=Path("stopped")), reporter=StopAfter(5))
+    fit(TrainConfig(resume=Path("stopped")))
+    assert_equal(weights(Path("stopped")), weights(Path("through")))
+
+
 class Notices(NullReporter):
     """Remembers the notices of the run's start."""
 
@@ -538,12 +553,14 @@ def test_evaluation_moves_nothing_and_counts_each_image_once(data: str, monkeypa
     store = ArrayStore(data)
     torch.manual_seed(0)
     model = build_model("tiny", num_classes=3).train()
+    frozen = model.features[2].eval()  # type: ignore[index,operator,union-attr]
     rt = runtime.choose(TrainConfig(device="cpu"))
     loader = eval_loader(store, "report/test", RECIPES["report"], rt)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     found = evaluate(model, loader, rt)
     assert_equal(before, model.state_dict())
     assert model.training
+    assert [module for module in model.modules() if not module.training] == [frozen]
     model.eval()
     images = torch.from_numpy(store.load()[100:140]).permute(0, 3, 1, 2).float()
     logits, labels = model(images), torch.from_numpy(store.labels[100:140])

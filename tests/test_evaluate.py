@@ -82,6 +82,11 @@ def test_a_store_that_was_moved_is_named_where_it_is(capfd: pytest.CaptureFixtur
     other = Path(store("other", seed=1))
     with pytest.raises(DataError, match=message):
         fit(TrainConfig(resume=Path("run"), data=other))
+    Path("empty").mkdir()
+    assert main(["evaluate", "run", "--data", "empty"]) == 2
+    assert "(empty is not a store: there is no manifest.json in it; " in capfd.readouterr().err.replace(
+        f"{Path.cwd()}/", ""
+    )
     assert main(["evaluate", "run", "--data", "nowhere"]) == 2
     assert "nowhere: does not exist" in capfd.readouterr().err
     with pytest.raises(ConfigError, match="data 'nowhere' does not exist"):

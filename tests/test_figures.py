@@ -1,4 +1,5 @@
 import struct
+import warnings
 from dataclasses import replace
 from itertools import pairwise
 
@@ -13,7 +14,8 @@ from fastcifar.metrics import Mistakes
 from tests.sample_stats import CIFAR10, make_epochs, make_test
 
 HUNDRED = tuple(f"class_{i}" for i in range(100))
-HOSTILE = ("$\\bad$", "_^{", "<b>", "\\frac", "x" * 30)
+THOUSAND = tuple(f"class_{i}" for i in range(1000))
+HOSTILE = ("$\\bad$", "_^{", "<b>", "\\frac", "x" * 30, "caf\udce9", "a\nb")
 
 
 def draw(figure):
@@ -128,7 +130,7 @@ def test_annotations_can_be_read(share):
 
 def test_long_names_leave_room_for_the_matrix():
     axes = draw(confusion_matrix(make_test(HOSTILE), title="x"))
-    assert [label.get_text() for label in axes.get_yticklabels()] == [*HOSTILE[:4], "x" * 17 + "..."]
+    assert [label.get_text() for label in axes.get_yticklabels()] == [*HOSTILE[:4], "x" * 17 + "...", "caf?", "a b"]
     assert axes.get_window_extent().width > 0.4 * axes.figure.bbox.width
 
 
@@ -139,7 +141,7 @@ def test_a_hundred_classes_are_not_annotated():
     assert list(axes.get_yticks()) == list(range(0, 100, 10))
 
 
-@pytest.mark.parametrize("classes", [CIFAR10, HUNDRED, HOSTILE, ("cat", "dog")])
+@pytest.mark.parametrize("classes", [CIFAR10, HUNDRED, THOUSAND, HOSTILE, ("cat", "dog")])
 def test_no_text_is_cut_off_or_covered(classes):
     for figure in (
         confusion_matrix(make_test(classes), title="a title of quite some length, " * 3),
@@ -178,6 +180,12 @@ def test_written_files(tmp_path, classes):
     width, height = png_size(paths[2])
     assert 700 <= height <= width <= 1600
     assert dict(matplotlib.rcParams) == settings
+
+
+def test_names_in_any_script_are_no_warnings(tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        write_figures(tmp_path, make_epochs(2), make_test(("猫", "犬", "🐈")), title="big on 動物")
 
 
 def make_mistakes(count, channels=3, wrong=None, name="cat"):

@@ -98,6 +98,14 @@ def test_a_class_called_train_with_folders_of_its_own_is_asked_about(root: Path)
     refuse(root, DataError, r"pets/bus: is beside .*pets/train, which holds class folders, .* rename train")
 
 
+@pytest.mark.parametrize("part", ["train", "test"])
+def test_an_image_beside_class_folders_makes_no_class_of_their_part(root: Path, part: str) -> None:
+    write_tree(root, {"train/a": 1, "train/b": 1, "test/a": 1, part: 1})
+    refuse(
+        root, DataError, rf"pets/{part}: holds class folders, and images beside them \(.*\): move these away, or rename"
+    )
+
+
 def test_classes_can_be_chosen_and_ordered(root: Path) -> None:
     write_tree(root, {"train/a": 1, "train/b": 2, "train/c": 3, "test/a": 1, "test/c": 1})
     store = convert(root, classes=["c", "a"])

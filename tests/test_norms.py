@@ -256,6 +256,12 @@ def test_nan_and_infinity_are_pooled_as_pytorch_does(place: tuple[int, int], bad
     torch.testing.assert_close(out, expected, equal_nan=True)
 
 
+def without_bias(norm: nn.BatchNorm2d) -> nn.BatchNorm2d:
+    """As bias=False of newer PyTorch makes it."""
+    norm.register_parameter("bias", None)
+    return norm
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -265,6 +271,7 @@ def test_nan_and_infinity_are_pooled_as_pytorch_does(place: tuple[int, int], bad
         lambda values, norm: (values, norm.eval()),
         lambda values, norm: (values, nn.BatchNorm2d(16, affine=False)),
         lambda values, norm: (values, nn.BatchNorm2d(16, momentum=None)),
+        lambda values, norm: (values, without_bias(norm)),
         lambda values, norm: (values, nn.BatchNorm2d(16, track_running_stats=False)),
         lambda values, norm: (values[:, :8].contiguous(memory_format=LAST), nn.BatchNorm2d(8)),
         lambda values, norm: (values.to("meta"), norm),

@@ -280,7 +280,24 @@ def test_plain_transfers():
     assert console.file.getvalue().splitlines() == [
         "fetching ...",
         "fetching: 30.0 MB of 100.0 MB, 1.0 MB/s, 1:10 left",
-        "fetching: 40.0 MB, 0:41",
+        "fetching: 40.0 MB, 0:40",
+    ]
+
+
+def test_a_transfer_is_told_when_it_ends_and_not_what_follows_it():
+    clock, console = Clock(), Console(file=io.StringIO())
+    reporter = ConsoleReporter(console, clock=clock)
+    with reporter.transfer("fetching", "bytes") as fetching, reporter.transfer("converting", "images") as converting:
+        for progress, seconds in ((fetching, 40.0), (converting, 5.0)):
+            progress(0, 2_000_000)
+            clock.now += seconds
+            progress(2_000_000, 2_000_000)
+        clock.now += 3.0
+    assert console.file.getvalue().splitlines() == [
+        "fetching ...",
+        "fetching: 2.0 MB, 0:40",
+        "converting ...",
+        "converting: 2,000,000 images, 0:05",
     ]
 
 

@@ -173,6 +173,10 @@ def test_only_the_right_module_touches(name: str, tree: ast.Module) -> None:
                 assert function.attr != "extractall", f"{name}:{node.lineno}"
 
 
+FOR_A_MOMENT = {("commands.options", "os.environ['COLUMNS']")}
+"""What another module sets while it calls a library that takes it in no other way, and puts back."""
+
+
 @pytest.mark.parametrize(("name", "tree"), MODULES, ids=[name for name, _ in MODULES])
 def test_only_runtime_changes_global_state(name: str, tree: ast.Module) -> None:
     for node in ast.walk(tree):
@@ -181,7 +185,7 @@ def test_only_runtime_changes_global_state(name: str, tree: ast.Module) -> None:
             found = ast.unparse(node.func)
         elif isinstance(node, ast.Attribute | ast.Subscript) and isinstance(node.ctx, ast.Store | ast.Del):
             found = ast.unparse(node)
-        if found.startswith(GLOBAL_STATE):
+        if found.startswith(GLOBAL_STATE) and (name, found) not in FOR_A_MOMENT:
             assert name == "runtime", f"{name}:{node.lineno}: {found}"
 
 

@@ -119,12 +119,18 @@ def test_nothing_beside_the_planes_is_read_or_written(
     assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
 
 
-def test_no_gradient_is_made_that_nobody_wants() -> None:
+def test_no_gradient_is_made_that_nobody_wants(monkeypatch: pytest.MonkeyPatch) -> None:
     layer, images = _layer(16, 32), _images((3, 16, 8, 8))
     layer.weight.requires_grad_(False)
+    run = winograd._run
+
+    def running(name: str, *values: Tensor) -> None:
+        assert name != "scatter_back"  # the images' gradient
+        run(name, *values)
+
+    monkeypatch.setattr(winograd, "_run", running)
+    monkeypatch.setattr(winograd, "add_products", None)  # the filters' gradient
     winograd.conv2d(images, layer).sum().backward()  # type: ignore[no-untyped-call]
-    assert images.grad is None
-    assert layer.weight.grad is None
     assert layer.bias is not None
     _close(layer.bias.grad, torch.full((32,), 3.0 * 64))
     with torch.no_grad():
@@ -278,6 +284,18 @@ def test_layers_that_were_changed_are_themselves(monkeypatch: pytest.MonkeyPatch
         def forward(self, images: Tensor) -> Tensor:
             return 2 * super().forward(images)
 
+    class Standardised(nn.Conv2d):
+        def _conv_forward(self, images: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+            return super()._conv_forward(images, 2 * weight, bias)
+
+    class Wrapped(nn.Module):
+        def __init__(self, inner: nn.Module) -> None:
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, images: Tensor) -> Tensor:
+            return 2 * self.inner(images)  # type: ignore[no-any-return]
+
     def same(net: nn.Module) -> None:
         net.to(memory_format=LAST)  # type: ignore[call-overload]
         plain = copy.deepcopy(net)
@@ -292,6 +310,16 @@ def test_layers_that_were_changed_are_themselves(monkeypatch: pytest.MonkeyPatch
     same(small)
     later = next(i for i, layer in enumerate(layers) if isinstance(layer, nn.Conv2d) and layer.in_channels >= 16)
     layers[later] = Scaled(layers[later].in_channels, layers[later].out_channels, 3, padding=1)
+    same(small)
+    layers[later] = Standardised(layers[later].in_channels, layers[later].out_channels, 3, padding=1)
+    same(small)
+    assert not winograd.fits(_images((64, layers[later].in_channels, 32, 32)), layers[later])
+    own = layers[later].forward
+    layers[later].forward = lambda images: 3 * own(images)
+    same(small)
+    layers.append(nn.ReLU())
+    same(small)
+    small.features = Wrapped(layers)
     same(small)
     for layer in fast.modules():
         if isinstance(layer, nn.GELU):
@@ -325,6 +353,22 @@ def test_channels_that_do_not_fit_are_pytorchs_to_say() -> None:
     norm = nn.BatchNorm2d(16).eval()
     with torch.no_grad():
         assert not norms.fits(_images((4, 32, 8, 8)), norm)
+
+
+def test_a_bias_of_any_kind_is_the_layers() -> None:
+    layer, images = _layer(32, 64), _images((8, 32, 16, 16))
+    for bias in (torch.randn(1).expand(64), torch.randn(64, 2)[:, 1]):
+        layer.bias = None
+        layer._parameters["bias"] = bias  # type: ignore[assignment]  # as functional_call sets it
+        assert winograd.fits(images, layer)
+        _close(winograd.conv2d(images, layer), layer(images))
+    layer._parameters["bias"] = torch.randn(64, dtype=torch.float64)  # type: ignore[assignment]
+    assert not winograd.fits(images, layer)
+
+
+def test_a_weight_that_is_computed_is_computed_once() -> None:
+    layer = torch.nn.utils.parametrizations.spectral_norm(_layer(32, 64))
+    assert not winograd.fits(_images((8, 32, 16, 16)), layer)
 
 
 def test_a_net_can_be_traced() -> None:

@@ -177,17 +177,21 @@ def _facts(store: ArrayStore, place: str, seconds: float) -> list[tuple[str, str
     ]
     if place in DATASETS:  # not what is known by that name
         place = f"./{place}"
+    training = store.split("train")
+    unit = ', scaling="unit"' * bool((training.std == 0).any())  # a channel that is always the same has no deviation
     try:
         check_image_size(height, width)
-        if "test" in parts:
-            images = len(store.split("train"))
-            smaller = f" --batch-size {min(32, max(2, images))}" * (images < 4 * RECIPES["fast"].batch_size)
-            facts.append(("train", f"fastcifar train --dataset {shlex.quote(place)}{smaller}"))
+        if "test" in parts and len(training) > 1:
+            more = f" --batch-size {min(32, len(training))}" * (len(training) < 4 * RECIPES["fast"].batch_size)
+            more += " --change scaling=unit" * bool(unit)
+            facts.append(("train", f"fastcifar train --dataset {shlex.quote(place)}{more}"))
+        elif "test" in parts:
+            facts.append(("train", "needs at least two training images"))
         else:
             facts.append(("train", "needs test images too: in SOURCE/test of a folder, or as test_images in an .npz"))
     except ConfigError as error:
         facts.append(("train", f"{error}{'; --size 32 would do' * ('resize' in store.source)}"))
-    facts.append(("load", f"Loader({place!r})"))
+    facts.append(("load", f"Loader({place!r}{unit})"))
     return facts
 
 

@@ -7,8 +7,10 @@ Example:
 import contextlib
 import dataclasses
 import io
+import os
 import re
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar, get_origin
 
 import tyro
@@ -46,21 +48,46 @@ def parse(kind: type[T], arguments: Sequence[str], *, prog: str, description: st
         SystemExit: with status 0, after --help.
     """
     _check_several(kind, arguments)
-    errors = io.StringIO()
+
+    def cli() -> T:
+        return tyro.cli(
+            kind,
+            args=list(arguments),
+            prog=prog,
+            description=description,
+            default=tyro.MISSING_NONPROP if default is None else default,
+            config=(tyro.conf.DisallowNone,),
+        )
+
     try:
-        with contextlib.redirect_stderr(errors):
-            return tyro.cli(
-                kind,
-                args=list(arguments),
-                prog=prog,
-                description=description,
-                default=tyro.MISSING_NONPROP if default is None else default,
-                config=(tyro.conf.DisallowNone,),
-            )
+        with _caught():
+            return cli()
     except SystemExit as end:
         if end.code in (0, None):
             raise
-        raise ConfigError(f"{_one_line(errors.getvalue())} (see {prog} --help)") from None
+    # once more, so that its box, as wide as a terminal, cuts no path in two
+    with _caught(columns=100_000) as errors, contextlib.suppress(SystemExit):
+        cli()
+    raise ConfigError(f"{_one_line(errors.getvalue())} (see {prog} --help)")
+
+
+@contextlib.contextmanager
+def _caught(columns: int | None = None) -> Iterator[io.StringIO]:
+    """For a block in which tyro parses: what it writes of errors, as for a terminal of so many columns."""
+    errors, before = io.StringIO(), os.environ.get("COLUMNS")
+    with contextlib.ExitStack() as held:
+        held.enter_context(contextlib.redirect_stderr(errors))
+        if sys.stdout is None:  # it was closed; tyro looks at it
+            held.enter_context(contextlib.redirect_stdout(io.StringIO()))
+        try:
+            if columns is not None:
+                os.environ["COLUMNS"] = str(columns)
+            yield errors
+        finally:
+            if before is not None:
+                os.environ["COLUMNS"] = before
+            elif columns is not None:
+                del os.environ["COLUMNS"]
 
 
 def parse_run(kind: type[R], arguments: Sequence[str], *, prog: str, description: str) -> tuple[TrainConfig, R]:
@@ -137,6 +164,7 @@ def _one_line(box: str) -> str:
             sections.append([])
         elif row:
             sections[-1].append(row)
+    sections = [section for section in sections if section] or [[]]  # where stdout is no UTF-8 it begins with a rule
     message = " ".join(sections[0])
     message = re.sub(r"^Error parsing [A-Z]\w*: ", "", message)  # our own, from __post_init__
     message = message.partition(" Got errors:")[0].rstrip(".")

@@ -86,7 +86,14 @@ def read_tree(root: Path, classes: tuple[str, ...] | None) -> Tree:
 def _parts(root: Path, folders: Sequence[str]) -> dict[str, str]:
     """Part -> its folder, in the order train, test, validation; or train -> "" where all folders are classes."""
     named = [name for name in folders if name in _PARTS]
-    holding = [name for name in named if _entries(root / name)[0] and not _entries(root / name)[1]]
+    inside = {name: _entries(root / name) for name in named}
+    for name, (classes, images) in inside.items():
+        if classes and images:
+            raise DataError(
+                f"{root / name}: holds class folders, and images beside them ({images[0]}): move these away, or rename "
+                f"{name} if it is a class ({_EXPECTED})"
+            )
+    holding = [name for name, (classes, _) in inside.items() if classes]
     if "train" not in holding:
         if holding and len(holding) == len(folders):
             raise DataError(f"{root}: holds {', '.join(holding)}, but no train: {_EXPECTED}")

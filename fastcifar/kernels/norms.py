@@ -34,6 +34,7 @@ def fits(values: Tensor, norm: nn.Module) -> bool:
         type(norm) is nn.BatchNorm2d
         and _in_use(norm)
         and norm.affine
+        and norm.bias is not None
         and norm.momentum is not None
         and norm.track_running_stats
         and norm.weight.dtype == torch.float32

@@ -183,6 +183,11 @@ def scale_and_shift(
     elif scaling == "signed":
         a, b = ones * 2 / 255, -ones
     elif scaling == "standardize":
+        if np.isfinite(std).all() and (still := np.flatnonzero(std == 0)).size:
+            raise ConfigError(
+                f"scaling 'standardize': channel {still[0]} is the same in all training images: choose another, such "
+                "as unit (scaling=unit)"
+            )
         if not (np.isfinite(mean).all() and np.isfinite(std).all() and (std > 0).all()):
             raise ConfigError(f"scaling 'standardize' needs finite means and positive deviations, got {mean}, {std}")
         a = _round16(ones / std)

@@ -12,6 +12,9 @@ import functools
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from fastcifar.kernels.openmp import is_plain
 
 __all__ = ["conv2d", "fits", "is_3x3", "strip_of"]
 
@@ -36,18 +39,24 @@ def strip_of(batch: int, side: int) -> int:
 def fits(images: Tensor, layer: nn.Conv2d) -> bool:
     """Whether strips pay: in bfloat16 on a CPU with matrix units. Without these they cost up to a tenth more."""
     return (
-        images.device.type == "cpu"
+        is_plain(images)
         and (images.dtype == torch.bfloat16 or torch.is_autocast_enabled("cpu"))
         and _has_matrix_units()
         and is_3x3(layer)
-        and not torch.compiler.is_compiling()
     )
 
 
 def is_3x3(layer: nn.Conv2d) -> bool:
-    """Whether it is a 3x3 convolution of all channels that keeps the images' size, with zeros beyond them."""
+    """Whether it is a 3x3 convolution of all channels that keeps the images' size, with zeros beyond them, and no more.
+
+    A weight that is computed anew each time that it is asked for is more.
+    """
+    kind = type(layer)
     return (
-        layer.kernel_size == (3, 3)
+        kind.forward is nn.Conv2d.forward
+        and kind._conv_forward is nn.Conv2d._conv_forward
+        and not parametrize.is_parametrized(layer)
+        and layer.kernel_size == (3, 3)
         and layer.padding == (1, 1)
         and layer.padding_mode == "zeros"
         and layer.stride == layer.dilation == (1, 1)

@@ -56,12 +56,16 @@ def fits(images: Tensor, layer: nn.Conv2d) -> bool:
         images.dtype == layer.weight.dtype == torch.float32
         and not torch.is_autocast_enabled("cpu")
         and is_3x3(layer)
-        and type(layer).forward is nn.Conv2d.forward
+        and _is_plain_bias(layer.bias)
         and min(layer.weight.shape[:2]) >= LANES
         and images.shape[1] == layer.weight.shape[1]  # else the layer says so
         and 9 * batch * height * width >= _LEAST * tiling.points**2 * (batch * tiling.tiles + _FILTERS)
         and (layer.training or not torch.is_grad_enabled())
     )
+
+
+def _is_plain_bias(bias: Tensor | None) -> bool:
+    return bias is None or (type(bias) in (Tensor, nn.Parameter) and bias.dtype == torch.float32 and bias.is_cpu)
 
 
 def prepare() -> None:
@@ -92,7 +96,7 @@ class _Convolution(torch.autograd.Function):
         out = torch.empty((batch, count, height, width), memory_format=torch.channels_last, **_FLOATS)
         tiling = _tiling(height, width)
         filters = _at_points(weight, tiling.side)
-        offsets = torch.zeros(count, **_FLOATS) if bias is None else bias.detach()
+        offsets = torch.zeros(count, **_FLOATS) if bias is None else bias.detach().contiguous()
         for part in _parts(images, count):
             products = multiply(_planes_of("gather", images[part]), filters, count)
             _run("scatter", out[part], products, offsets)
