@@ -39,14 +39,19 @@ RECIPES = {
         split="report", epochs=20, batch_size=32, optimizer="adam", lr=1e-3, scaling="raw", drop_last=False
     ),
     "fast": _FAST,
-    # More epochs than the images alone have something new for.
+    # More epochs than the images alone have something new for, the last ones on the images as they are tested.
     "long": dataclasses.replace(
         _FAST,
-        epochs=40,
-        batch_size=250,
-        lr=0.06,
-        augment=Augment(crop=4, padding="reflect", flip="alternating", cutout=8),
-        resolutions=((20, 0.7),),
+        epochs=60,
+        batch_size=500,
+        lr=0.07,
+        muon_momentum=0.85,
+        vector_lr=0.21,
+        head_lr=0.07,
+        augment=Augment(crop=4, padding="reflect", flip="alternating", policy="trivial"),
+        policy_fraction=0.8,
+        resolutions=((20, 0.66),),
+        tta="shift",
     ),
 }
 # Our own net's first convolution is there for whitening, and lower resolution costs it more accuracy than it saves
@@ -65,7 +70,13 @@ _FAST_NET: dict[str, Any] = {
     "norm_momentum": 0.4,
     "tta": "shift",
 }
-_OF_NETS = {("fast", "fast"): _FAST_NET, ("long", "fast"): _FAST_NET}
+_LONG_FAST_NET = {
+    **_FAST_NET,
+    "muon_momentum": 0.6,
+    "augment": Augment(crop=4, padding="reflect", flip="alternating", cutout=8),
+    "policy_fraction": 1.0,
+}
+_OF_NETS = {("fast", "fast"): _FAST_NET, ("long", "fast"): _LONG_FAST_NET}
 """(recipe, net) -> what the recipe changes for that net."""
 
 
@@ -110,6 +121,8 @@ def check_steps(recipe: Recipe, *, images: int, steps: int, ranks: int) -> None:
         ConfigError: they don't, or there are fewer steps than the recipe's averaging needs.
     """
     size = recipe.batch_size
+    if images < 2:
+        raise ConfigError("there is one training image, and BatchNorm needs two in a step: train on more")
     if steps == 0:
         raise ConfigError(f"batch_size {size} is more than the {images} training images: choose a smaller one")
     if size < ranks:
