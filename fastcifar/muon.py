@@ -29,10 +29,10 @@ class Muon(torch.optim.Optimizer):
     """Orthogonalised momentum for groups with `orthogonal=True`, Nesterov's SGD for the others.
 
     An orthogonal group's weights are first set to the Frobenius norm sqrt(rows), one for each filter: a normalisation
-    follows each of them, so their scale changes nothing but how far a step turns them. The update has singular values
-    near 1, so a norm near sqrt(min(rows, columns)): `lr` is the length of a step relative to the weights, for a layer
-    of more rows than columns sqrt(columns / rows) of it, and stays that all through the run. Weight decay would do
-    nothing here.
+    follows each of them, so their scale changes little but how far a step turns them (nothing where there is no bias).
+    The update has singular values near 1, so a norm near sqrt(min(rows, columns)): `lr` is the length of a step
+    relative to the weights, for a layer of more rows than columns sqrt(columns / rows) of it, and stays that all
+    through the run. Weight decay would do nothing here.
 
     Args:
         groups: parameter groups; each may set `lr`, `momentum` and `orthogonal`. Parameters of an orthogonal group

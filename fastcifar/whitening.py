@@ -55,14 +55,14 @@ def first_images(loader: Loader, count: int = _IMAGES) -> Tensor:
 
 @torch.no_grad()
 def whiten_(conv: nn.Conv2d, images: Tensor, eps: float = 5e-4) -> None:
-    """Make whitening filters of a convolution's first filters, in place.
+    """Make whitening filters of a convolution's first filters, in place, and no bias.
 
     Filters 2 i and 2 i + 1 become plus and minus the i-th eigenvector of the patches' second moments (not centred),
     the largest eigenvalue first, divided by sqrt(eigenvalue + eps). There are C * kh * kw of them; filters beyond the
     last pair keep their values. An eigenvector's sign is the one that makes its largest component positive.
 
     Args:
-        conv: with C input channels and one group; its bias stays as it is.
+        conv: with C input channels and one group; its bias becomes 0.
         images: floating [N, C, H, W], on any device.
         eps: what keeps directions in which the images hardly vary from being blown up.
     """
@@ -79,3 +79,5 @@ def whiten_(conv: nn.Conv2d, images: Tensor, eps: float = 5e-4) -> None:
     filters = (vectors * largest.sign() / (values.clamp_min(0) + eps).sqrt()).T.flip(0)
     pairs = torch.stack([filters, -filters], dim=1).reshape(-1, *shape)[: rows - rows % 2]
     conv.weight[: len(pairs)] = pairs.to(conv.weight)
+    if conv.bias is not None:  # what follows would depend on the filters' size otherwise, which Muon sets anew
+        conv.bias.zero_()

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from fastcifar.data.arrays import convert_arrays
 from fastcifar.errors import ConfigError
 from fastcifar.loader import Loader
+from fastcifar.muon import Muon
 from fastcifar.whitening import first_convolution, first_images, whiten_
 
 
@@ -59,15 +60,26 @@ def test_filters_are_eigenvectors_the_largest_first(images: Tensor, eps: float) 
 @pytest.mark.parametrize(("rows", "made"), [(5, 4), (6, 6), (24, 24), (25, 24), (30, 24)])
 def test_as_many_filters_as_there_are_in_pairs_and_the_others_stay(images: Tensor, rows: int, made: int) -> None:
     full, conv = nn.Conv2d(3, 24, 2), nn.Conv2d(3, rows, 2)
-    weight, bias = conv.weight.detach().clone(), conv.bias
-    assert bias is not None
-    bias_before = bias.detach().clone()
+    weight = conv.weight.detach().clone()
     whiten_(full, images)
     whiten_(conv, images)
     assert torch.equal(conv.weight[:made], full.weight[:made])
     assert torch.equal(conv.weight[made:], weight[made:])
     assert torch.equal(conv.weight[1:made:2], -conv.weight[:made:2])
-    assert torch.equal(bias, bias_before)
+    assert conv.bias is not None
+    assert not conv.bias.any()
+
+
+def test_what_follows_does_not_depend_on_the_filters_size(images: Tensor) -> None:
+    torch.manual_seed(0)
+    layers = nn.Sequential(nn.Conv2d(3, 24, 3), nn.ReLU(), nn.BatchNorm2d(24, eps=1e-12))
+    whiten_(layers[0], images)  # type: ignore[arg-type]
+    before = layers(images)
+    optimizer = Muon([{"params": [layers[0].weight], "orthogonal": True}], lr=0.0, momentum=0.6)
+    layers[0].weight.grad = torch.zeros_like(layers[0].weight)  # type: ignore[arg-type]
+    optimizer.step()  # type: ignore[no-untyped-call]
+    assert (layers[0].weight.norm() - 24**0.5).abs() < 1e-4  # type: ignore[operator]
+    torch.testing.assert_close(layers(images), before, rtol=1e-3, atol=1e-3)
 
 
 def test_layout_and_chunks_change_nothing(images: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
