@@ -127,12 +127,12 @@ def run_all(
             found[member.name] = Outcome(figures=figures)
     left = [member for member in members if member.name not in found]
     new = {member.name for member in left if not member.path.exists()}  # what ends others may be of its folder alone
-    parallel = min(parallel, len(members))
+    together = min(parallel, len(members))
     record(found, None)
     try:
         _check(left)
         _open_data(left, members, reporter)
-        runs = _side_by_side(left, parallel, reporter) if parallel > 1 else _in_turn(left, reporter, lines)
+        runs = _side_by_side(left, together, reporter) if parallel > 1 else _in_turn(left, reporter, lines)
         with contextlib.closing(runs):
             for member, error in runs:
                 if error is None:
@@ -140,7 +140,7 @@ def run_all(
                 else:
                     found[member.name] = Outcome(error=str(error), exit_status=error.exit_status)
                     failed = [outcome.state == "failed" for outcome in found.values()]
-                    often = len(failed) >= parallel and member.name in new
+                    often = len(failed) >= together and member.name in new
                     if all(failed) and (often or len(failed) == len(members)):
                         raise error
                 record(found, member.name)

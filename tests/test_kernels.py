@@ -312,8 +312,10 @@ def test_scalings():
     assert (mean + std) * scale + shift == pytest.approx([1, 1], abs=4e-5)
     with pytest.raises(ConfigError, match="half"):
         scale_and_shift("half", mean, std)
+    with pytest.raises(ConfigError, match="channel 1 is the same in all training images: choose another, such as unit"):
+        scale_and_shift("standardize", mean, std * [1, 0])
     with pytest.raises(ConfigError, match="positive deviations"):
-        scale_and_shift("standardize", mean, 0 * std)
+        scale_and_shift("standardize", mean, np.nan * std)
 
 
 # Refusals ----------------------------------------------------------------------------------------------------
@@ -326,7 +328,7 @@ def test_scalings():
         ({"crop": -1}, "crop"),
         ({"cutout": 9}, "cutout"),
         ({"samples": 41}, "reach past 40"),
-        ({"samples": 0}, "samples"),
+        ({"samples": 0}, "no images"),
         ({"offset": 1}, "reach past 40"),
         ({"offset": -1}, "offset"),
         ({"seed": 2**64}, "seed"),
