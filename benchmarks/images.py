@@ -1,5 +1,7 @@
 """Stores of random images for the benchmarks: no speed here depends on what an image shows."""
 
+import argparse
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +13,7 @@ from numpy.typing import NDArray
 
 from fastcifar import ArrayStore
 from fastcifar.data.writer import SourceFile, write_store
+from fastcifar.errors import DataError
 
 __all__ = ["given_or_random", "noise", "random_store"]
 
@@ -40,9 +43,16 @@ def random_store(folder: Path, *, count: int = 50_000, side: int = 32) -> ArrayS
 
 @contextmanager
 def given_or_random(arguments: list[str], *, count: int = 50_000) -> Iterator[ArrayStore]:
-    """The store whose path is the first argument; without one, 50,000 random images in a folder that is removed."""
-    if arguments:
-        yield ArrayStore(arguments[0])
+    """The store whose path is the one argument; without one, random images in a folder that is removed."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("store", nargs="?", help=f"the folder of a store; if it is left out, {count:,} random images")
+    place = parser.parse_args(arguments).store
+    if place is not None:
+        try:
+            store = ArrayStore(place)
+        except DataError as error:
+            sys.exit(str(error))
+        yield store
     else:
         with tempfile.TemporaryDirectory(prefix="fastcifar-bench-") as folder:
             yield random_store(Path(folder), count=count)

@@ -7,7 +7,6 @@ file is written. The least cost: batches of one image of 1x1 pixels, so that nex
 """
 
 import argparse
-import os
 import sys
 import time
 from collections.abc import Callable
@@ -22,6 +21,7 @@ from benchmarks.harness import alternate, save
 from benchmarks.images import noise
 from fastcifar import ArrayStore, Augment, Loader
 from fastcifar.data.splits import Segment
+from fastcifar.memory import free_memory
 
 AUGMENT = Augment(crop=4, padding="reflect", flip="random")
 BATCH_SIZES = (1, 8, 32, 128, 512, 2048, 8192)
@@ -76,11 +76,6 @@ def random_bytes(count: int, side: int) -> NDArray[np.uint8]:
     return np.random.default_rng(0).integers(0, 256, (count, side, side, 3), np.uint8)
 
 
-def free_memory() -> int:
-    """Bytes that can still be had."""
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-
 def main(arguments: list[str]) -> None:
     """Measure, print and save."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -94,6 +89,8 @@ def main(arguments: list[str]) -> None:
     cores = torch.get_num_threads()
     tiny = Loader(MemoryStore(random_bytes(100_000, 1)), batch_size=1, augment=Augment(flip="random"))
     counts = [count for count in SAMPLES if count <= options.most]
+    if not counts:
+        parser.error(f"--most must be at least {SAMPLES[0]:,}")
     most = max(counts)
     series: dict[str, dict[str, Callable[[], float]]] = {
         "threads": {
@@ -107,7 +104,7 @@ def main(arguments: list[str]) -> None:
         },
         "batches of one image of 1x1": {"1": speed(tiny, options.seconds)},
     }
-    if (needed := most * 3 * 16**2) < 0.8 * free_memory():
+    if (needed := most * 3 * 16**2) < 0.8 * (free_memory(torch.device("cpu")) or 0):
         images = random_bytes(most, 16)
         series["samples (16x16 pixels)"] = {
             f"{n:,}": speed(Loader(MemoryStore(images[:n]), batch_size=512, augment=AUGMENT), options.seconds)
