@@ -150,13 +150,15 @@ class ConsoleReporter:
                 self._print(f"{name}: {amount(phase.done, unit)}, {duration(until - phase.since)}")
 
         def progress(done: int, total: int | None) -> None:
-            nonlocal phase, until
+            nonlocal phase, until, said
             if phase is None:
                 phase = self._enter(name, unit)
                 if not self._is_live:
                     self._print(f"{name} ...")
                     self._next = phase.since + _LINE_SECONDS
             now = until = self._clock()
+            if done < phase.done:  # anew, since what came was not what it should be
+                phase, said = self._enter(name, unit), False
             self._phase = phase
             phase.advance(done, total, now)
             if done == total:  # not at the block's end: what comes of it may take its own time

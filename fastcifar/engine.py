@@ -15,7 +15,7 @@ from pathlib import Path
 from fastcifar import checkpoint, memory, runs, runtime, signals
 from fastcifar.checks import check_kind
 from fastcifar.config import Recipe, TrainConfig
-from fastcifar.data.datasets import DATASETS, is_store, open_store, set_aside
+from fastcifar.data.datasets import DATASETS, open_store, set_aside
 from fastcifar.data.store import ArrayStore
 from fastcifar.errors import CheckpointError, ConfigError, DamagedStoreError, DataError, FastcifarError, RankLostError
 from fastcifar.evaluation import eval_loader, evaluate, test_stats
@@ -34,9 +34,9 @@ __all__ = [
     "check_options",
     "evaluate",
     "evaluate_run",
+    "find_data",
     "fit",
     "open_data",
-    "recorded_store",
     "train_epoch",
 ]
 
@@ -150,7 +150,7 @@ def _train(
     if saved is not None:
         run.check(saved)
     with stop.at_once(run.before_training(resumed=saved is not None)):
-        store = _store_of(run, reporter) if saved else open_data(run.config, reporter)
+        store = find_data(run.config, run.path, reporter)
         try:
             made = job(store)
         except DamagedStoreError as error:  # its bytes are checked when they are first copied
@@ -191,7 +191,7 @@ def evaluate_run(
     done = int(saved.state.get("epoch", 0))
     unfinished = ": the run is not finished" * (done < run.recipe.epochs)
     reporter.message(f"checkpoint of step {saved.step}, after {done} of {run.recipe.epochs} epochs{unfinished}")
-    store = _store_of(run, reporter)
+    store = find_data(run.config, run.path, reporter)
     try:
         return _tested(run, rt, saved, store)
     except DamagedStoreError as error:  # its bytes are checked when they are first read
@@ -227,17 +227,25 @@ def check_options(config: TrainConfig, recipe: Recipe) -> None:
         check_image_size(side, side)
 
 
-def _store_of(run: runs.Run, reporter: Reporter) -> ArrayStore:
-    """The store that a run was started with, where it was or where `data` says; else that of its data set, made anew.
+def find_data(config: TrainConfig, path: Path, reporter: Reporter) -> ArrayStore:
+    """The store that a run was begun with, or others of its series, where it was or where `data` says.
+
+    Without any of these, or if that is gone, it is the one that `config` names.
+
+    Args:
+        config: the run's options.
+        path: its folder.
+        reporter: hears of a store that is another.
 
     Raises:
-        ConfigError, DataError: it is neither, or cannot be had.
+        ConfigError, DataError: it is none of these, or cannot be had.
     """
-    if (of_run := recorded_store(run.path)) is None:
-        return open_data(run.config, reporter)
-    recorded, digest = of_run
+    begun = next(filter(None, map(_recorded, (path, *_others_of_series(path)))), None)
+    if begun is None:
+        return open_data(config, reporter)
+    recorded, digest = begun
     reasons = []
-    for place in filter(None, (run.config.data, recorded)):
+    for place in filter(None, (config.data, recorded)):
         try:
             store = ArrayStore(place)
             if store.digest == digest:
@@ -245,13 +253,13 @@ def _store_of(run: runs.Run, reporter: Reporter) -> ArrayStore:
             reporter.message(f"{place} holds other data than the run's: it is not used")
         except DataError as error:
             reasons.append(str(error))
-    if run.config.dataset in DATASETS:
-        return open_data(run.config, reporter)
+    if config.dataset in DATASETS:
+        return open_data(config, reporter)
     why = f" ({'; '.join(reasons)})" * bool(reasons)
     raise DataError(f"{recorded} is not the store that it was: put it back, or name its new place with --data{why}")
 
 
-def recorded_store(run: Path) -> tuple[Path, str] | None:
+def _recorded(run: Path) -> tuple[Path, str] | None:
     """Where the store of the run in that folder was, and its digest; None where its environment.json does not say."""
     try:
         data = json.loads(read_file(run / "environment.json"))["data"]
@@ -260,32 +268,31 @@ def recorded_store(run: Path) -> tuple[Path, str] | None:
         return None
 
 
+def _others_of_series(run: Path) -> list[Path]:
+    """The folders of the runs that belong with the one in that folder."""
+    for series, pattern in ((run.parent, "*"), (run.parent.parent, "*/*")):  # an ablation's are deeper
+        if any((series / record).is_file() for record in runs.RECORDS):
+            return sorted(series.glob(pattern))
+    return []
+
+
 def open_data(config: TrainConfig, reporter: Reporter) -> ArrayStore:
     """The store that `config` names; what isn't there yet is fetched and converted.
 
     Raises:
         ConfigError, DataError: it cannot be had, or the nets cannot take its images.
     """
-    dataset = Path(config.dataset).absolute().name
-    moved = _moved_to(config)
+    dataset = Path(config.dataset).name or "store"
     with (
         reporter.transfer(f"fetching {dataset}", "bytes") as fetching,
         reporter.transfer(f"converting {dataset}", "images") as converting,
     ):
         store = open_store(
-            moved or config.dataset,
-            data=None if moved else config.data,
+            config.dataset,
+            data=config.data,
             allow_unverified=config.allow_unverified,
             fetch_progress=fetching,
             convert_progress=converting,
         )
     check_image_size(*store.image_shape[:2])
     return store
-
-
-def _moved_to(config: TrainConfig) -> Path | None:
-    """Where the store that `dataset` named is now, by `data`; None where it is still there, or that is no store."""
-    named, data = Path(config.dataset), config.data
-    if data is None or config.dataset in DATASETS or not is_store(data):
-        return None
-    return data if not is_store(named) or data.absolute() == named.absolute() else None

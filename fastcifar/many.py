@@ -25,8 +25,8 @@ import torch
 from fastcifar import signals
 from fastcifar.checkpoint import saved
 from fastcifar.config import TrainConfig
-from fastcifar.engine import check_options, fit, open_data, recorded_store
-from fastcifar.errors import ConfigError, DataError, FastcifarError, StoppedError
+from fastcifar.engine import check_options, find_data, fit
+from fastcifar.errors import ConfigError, FastcifarError, StoppedError
 from fastcifar.publish import read_file
 from fastcifar.recipes import resolve
 from fastcifar.reporter import Reporter
@@ -131,7 +131,7 @@ def run_all(
     record(found, None)
     try:
         _check(left)
-        _open_data(left, members, reporter)
+        _open_data(left, reporter)
         runs = _side_by_side(left, together, reporter) if parallel > 1 else _in_turn(left, reporter, lines)
         with contextlib.closing(runs):
             for member, error in runs:
@@ -166,15 +166,12 @@ def _check(members: Sequence[Member]) -> None:
         raise errors[0]
 
 
-def _open_data(left: Sequence[Member], members: Sequence[Member], reporter: Reporter) -> None:
-    """Fetch and convert the data once, where the reporter sees it; what was begun knows its store, of the same."""
+def _open_data(left: Sequence[Member], reporter: Reporter) -> None:
+    """Fetch and convert the data once, where the reporter sees it; runs with a checkpoint know their store."""
     new = [member for member in left if not saved(member.path / "checkpoints")]
     if new:
         with signals.stop_at_once("before training began"):
-            store = open_data(new[0].config, reporter)
-        for member in members:
-            if (recorded := recorded_store(member.path)) is not None and recorded[1] != store.digest:
-                raise DataError(f"{store.path} holds other data than {member.path} was begun with: give that as data")
+            find_data(new[0].config, new[0].path, reporter)
 
 
 def _in_turn(

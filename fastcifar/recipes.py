@@ -72,6 +72,7 @@ _FAST_NET: dict[str, Any] = {
 }
 _LONG_FAST_NET = {
     **_FAST_NET,
+    "epochs": 40,
     "muon_momentum": 0.6,
     "augment": Augment(crop=4, padding="reflect", flip="alternating", cutout=8),
     "policy_fraction": 1.0,

@@ -60,7 +60,7 @@ class Run:
     @property
     def title(self) -> str:
         """Such as "big on cifar10"."""
-        return f"{self.config.arch} on {Path(self.config.dataset).absolute().name}"
+        return f"{self.config.arch} on {Path(self.config.dataset).name or 'store'}"
 
     @property
     def recipe_title(self) -> str:
@@ -229,7 +229,7 @@ def create(config: TrainConfig, recipe: Recipe, *, kind: str = "") -> Run:
     Raises:
         OutputError: it cannot be made, holds something already, or another process works on it.
     """
-    words = filter(None, (kind, Path(config.dataset).absolute().name[:40], config.arch, config.recipe))
+    words = filter(None, (kind, Path(config.dataset).name[:40] or "store", config.arch, config.recipe))
     stem = "-".join([*words, *["changed"] * bool(config.change), time.strftime("%Y%m%d-%H%M%S")])
     path = config.out or Path("runs") / stem
     try:

@@ -18,7 +18,7 @@ from typing import Any
 
 from fastcifar import runs, runtime
 from fastcifar.config import TrainConfig
-from fastcifar.errors import CheckpointError, ConfigError, DataError, StoppedError, one_line
+from fastcifar.errors import CheckpointError, ConfigError, FastcifarError, StoppedError, one_line
 from fastcifar.publish import publish_bytes, publish_json, read_file
 from fastcifar.ranks import asked_for
 from fastcifar.recipes import resolve
@@ -166,7 +166,7 @@ def open_series(config: TrainConfig, *, record: str, kind: str, complete: bool =
         except BaseException as error:
             if config.resume is None:
                 series.discard()
-            elif isinstance(error, ConfigError | DataError):  # what was given is of no use: not to be kept
+            elif isinstance(error, FastcifarError):  # what was given is of no use: not to be kept
                 with run.writing():
                     publish_json(series.path / "config.json", before.config_json())
             raise

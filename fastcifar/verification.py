@@ -77,15 +77,14 @@ def _verify_other(path: Path) -> Iterator[Finding]:
     form = recognise_cifar(path)
     several = sorted(each for each in path.glob("[!.]*") if each.name not in _KEPT and _is_one(each))
     kept = [each for name in _KEPT if (path / name).is_dir() for each in sorted((path / name).glob("[!.]*"))]
+    if form is None and not several and not any((path / name).is_dir() for name in _KEPT):
+        raise DataError(f"{path}: is no store, run, checkpoint, or archive or folder of CIFAR, and no home of them")
     if form is not None and (not several or _holds(path, *form[1].spec.members)):
         yield _cifar(path, *form)
-    elif several or any((path / name).is_dir() for name in _KEPT):
-        for each in several:
-            yield from _verify(each)
-        for each in kept:
-            yield from _kept(each)
-    else:
-        raise DataError(f"{path}: is no store, run, checkpoint, or archive or folder of CIFAR, and no home of them")
+    for each in several:
+        yield from _verify(each)
+    for each in kept:
+        yield from _kept(each)
 
 
 def _is_one(path: Path) -> bool:

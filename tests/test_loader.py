@@ -252,7 +252,10 @@ def test_breaking_off_leaves_nothing_behind(store: ArrayStore) -> None:
         for _ in loader:
             break
     gc.collect()
-    assert threading.active_count() == threads
+    until = time.monotonic() + 10
+    while threading.active_count() > threads and time.monotonic() < until:  # a thread that was told to may yet end
+        time.sleep(0.01)
+    assert threading.active_count() <= threads
 
 
 def test_loaders_share_one_copy_of_the_bytes(store: ArrayStore) -> None:

@@ -284,6 +284,23 @@ def test_plain_transfers():
     ]
 
 
+def test_a_transfer_that_begins_anew_is_told_anew():
+    clock, console = Clock(), Console(file=io.StringIO())
+    reporter = ConsoleReporter(console, clock=clock)
+    with reporter.transfer("fetching", "bytes") as progress:
+        for seconds in (5.0, 40.0):
+            for done in (0, 1_000_000, 2_000_000):
+                progress(done, 2_000_000)
+                clock.now += seconds
+    assert console.file.getvalue().splitlines() == [
+        "fetching ...",
+        "fetching: 2.0 MB, 0:10",
+        "fetching: 0 bytes of 2.0 MB",
+        "fetching: 1.0 MB of 2.0 MB, 25.0 kB/s, 0:40 left",
+        "fetching: 2.0 MB, 1:20",
+    ]
+
+
 def test_a_transfer_is_told_when_it_ends_and_not_what_follows_it():
     clock, console = Clock(), Console(file=io.StringIO())
     reporter = ConsoleReporter(console, clock=clock)

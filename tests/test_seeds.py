@@ -509,14 +509,18 @@ def test_seeds_that_have_not_begun_take_the_store_from_where_it_is_now(data: str
     with pytest.raises(StoppedError):
         fit_seeds(config("mine"), [0, 1], reporter=Heard(steps=1))
     Path("mine").rename("moved")
-    for wrong, error, told in (
-        ("other", DataError, "other holds other data than all/seed-0 was begun with"),
-        ("all", ConfigError, "unknown dataset 'mine'"),
-    ):
-        before = Path("all/config.json").read_bytes()
-        with pytest.raises(error, match=told):
-            fit_seeds(TrainConfig(resume=Path("all"), data=Path(wrong)))
+    for wrong, told in (("other", ""), ("all", "all is not a store")):
+        before, heard = Path("all/config.json").read_bytes(), Heard()
+        with pytest.raises(DataError, match=f"mine is not the store that it was: put it back.*{told}"):
+            fit_seeds(TrainConfig(resume=Path("all"), data=Path(wrong)), reporter=heard)
+        assert any("other holds other data than the run's" in line for line in heard.messages) == (wrong == "other")
         assert json.loads(Path("all/config.json").read_bytes()) == json.loads(before)  # and nothing of it is kept
+    with pytest.raises(ConfigError, match="unknown dataset 'mine'"):  # which nothing was begun with
+        fit_seeds(dataclasses.replace(config("mine", out=Path("new")), data=Path("moved")), [0])
+    with pytest.raises(StoppedError):
+        fit_seeds(TrainConfig(resume=Path("all"), data=Path("moved")), reporter=Heard(steps=1))
+    Path("moved").rename("mine")  # back again, or in both places
+    shutil.copytree("mine", "moved")
     result = fit_seeds(TrainConfig(resume=Path("all"), data=Path("moved")))
     assert [outcome.state for outcome in result.runs.values()] == ["done", "done"]
     fit(config(data, seed=1, out=Path("alone")))

@@ -254,6 +254,9 @@ def test_an_archive_hides_nothing_beside_it(tmp_path: Path) -> None:
     unpacked = tiny_cifar10(tmp_path / "cifar-10-batches-py", per_file=5)
     (tmp_path / "notes.txt").write_text("")
     assert [finding.path for finding in verify(tmp_path)] == sorted([damaged, first, second, unpacked])
+    for name, content in tiny_members(5).items():
+        (tmp_path / name).write_bytes(content)
+    assert [finding.path for finding in verify(tmp_path)] == [tmp_path, *sorted([damaged, first, second, unpacked])]
     (tmp_path / "only").mkdir()
     only = tiny_cifar10(tmp_path / "only" / "cifar-10-python.tar.gz", per_file=5)
     assert [finding.path for finding in verify(tmp_path / "only")] == [only]

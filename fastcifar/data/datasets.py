@@ -23,7 +23,7 @@ from fastcifar.data.store import ArrayStore
 from fastcifar.data.writer import write_content
 from fastcifar.errors import ConfigError, DamagedStoreError, OutputError
 
-__all__ = ["DATASETS", "is_store", "open_store", "set_aside"]
+__all__ = ["DATASETS", "open_store", "set_aside"]
 
 _log = logging.getLogger(__name__)
 
@@ -71,7 +71,7 @@ def open_store(
     for option, place in (("data", data), ("home", home)):
         check_kind(option, place, str | Path | None, "a path or None")
     if isinstance(name, Path) or name not in DATASETS:
-        if is_store(Path(name)):
+        if _is_store(Path(name)):
             if data is not None:
                 raise ConfigError(f"data {str(data)!r} cannot be given with the store {str(name)!r}")
             return ArrayStore(name, verify=verify)
@@ -145,8 +145,7 @@ def _use_of(path: Path) -> str:
     return f"it is {found[0].name}'s archive or folder: give the name {found[0].name}, and {path} as data (--data)"
 
 
-def is_store(path: Path) -> bool:
-    """Whether a folder is one of a store; it need not be sound."""
+def _is_store(path: Path) -> bool:
     try:
         return (path / "manifest.json").is_file()
     except OSError:  # too long a name, or a folder that may not be read
