@@ -480,7 +480,7 @@ def test_wrong_options_are_said_before_data_are_fetched(data: str, monkeypatch: 
     def fetch(*arguments: Any) -> None:
         raise AssertionError("data were opened")
 
-    monkeypatch.setattr(many, "open_data", fetch)
+    monkeypatch.setattr(many, "find_data", fetch)
     for options, told in (
         ({"arch": "huge"}, "unknown arch 'huge'"),
         ({"device": "abacus"}, "device 'abacus' cannot be used here"),
