@@ -25,9 +25,9 @@ from fastcifar.many import Figures, Member, Outcome, run_all
 from fastcifar.optim import resolution
 from fastcifar.recipes import describe, resolve
 from fastcifar.reporter import NullReporter, Reporter, TeeReporter
-from fastcifar.runs import ABLATION
 from fastcifar.seeds import check_runs
 from fastcifar.series import Series, open_series
+from fastcifar.several import ABLATION
 from fastcifar.signals import catch_stop
 from fastcifar.variants import plan_variants, vary
 

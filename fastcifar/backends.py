@@ -1,8 +1,9 @@
 """Which kernel makes the batches: chosen by the device, and made for a store.
 
-backend = choose_backend("auto", torch.device("cpu"))  # "cpu"
-source = make_source(store, store.labels, plan, images, backend, torch.device("cpu"))
-images, labels = source(epoch=0, start=512, size=512)
+Example:
+    backend = choose_backend("auto", torch.device("cpu"))  # "cpu"
+    source = make_source(store, store.labels, plan, images, backend, torch.device("cpu"))
+    images, labels = source(epoch=0, start=512, size=512)
 """
 
 import functools

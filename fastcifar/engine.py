@@ -26,6 +26,7 @@ from fastcifar.publish import read_file
 from fastcifar.ranks import Ranks, joined
 from fastcifar.recipes import resolve
 from fastcifar.reporter import JsonLinesReporter, NullReporter, Reporter, TeeReporter
+from fastcifar.several import holds_several, members
 from fastcifar.trained import find_run, net_of, newest_of
 from fastcifar.trainer import train_epoch
 
@@ -240,7 +241,7 @@ def find_data(config: TrainConfig, path: Path, reporter: Reporter) -> ArrayStore
     Raises:
         ConfigError, DataError: it is none of these, or cannot be had.
     """
-    begun = next(filter(None, map(_recorded, (path, *_others_of_series(path)))), None)
+    begun = _recorded(path) or next(filter(None, map(_recorded, _others_of_series(path, config))), None)
     if begun is None:
         return open_data(config, reporter)
     recorded, digest = begun
@@ -268,11 +269,11 @@ def _recorded(run: Path) -> tuple[Path, str] | None:
         return None
 
 
-def _others_of_series(run: Path) -> list[Path]:
-    """The folders of the runs that belong with the one in that folder."""
-    for series, pattern in ((run.parent, "*"), (run.parent.parent, "*/*")):  # an ablation's are deeper
-        if any((series / record).is_file() for record in runs.RECORDS):
-            return sorted(series.glob(pattern))
+def _others_of_series(run: Path, config: TrainConfig) -> list[Path]:
+    """The folders of the runs that belong with the one in that folder: in its series, and of the same data."""
+    for series in (run.parent, run.parent.parent):
+        if holds_several(series) and runs.reopen(series).config.dataset == config.dataset:
+            return members(series)
     return []
 
 
@@ -282,7 +283,7 @@ def open_data(config: TrainConfig, reporter: Reporter) -> ArrayStore:
     Raises:
         ConfigError, DataError: it cannot be had, or the nets cannot take its images.
     """
-    dataset = Path(config.dataset).name or "store"
+    dataset = runs.dataset_name(config)
     with (
         reporter.transfer(f"fetching {dataset}", "bytes") as fetching,
         reporter.transfer(f"converting {dataset}", "images") as converting,

@@ -16,7 +16,7 @@ import os
 import secrets
 import shutil
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -97,15 +97,25 @@ def publish_folder(path: Path) -> Iterator[Path]:
 @contextmanager
 def _made_parents(path: Path) -> Iterator[None]:
     """The folders above `path` are there; those that were not go again where the block fails, if nothing is in them."""
-    made = [folder for folder in path.parents if not folder.exists()]
+    made = missing(path.parent)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield
     except BaseException:
-        for folder in made:
-            with suppress(OSError):
-                folder.rmdir()
+        remove_empty(made)
         raise
+
+
+def missing(folder: Path) -> tuple[Path, ...]:
+    """What is not there of a folder and of those above it, innermost first."""
+    return tuple(each for each in (folder, *folder.parents) if not each.exists())
+
+
+def remove_empty(folders: Iterable[Path]) -> None:
+    """Delete folders in this order, as far as nothing is in them."""
+    with suppress(OSError):
+        for folder in folders:
+            folder.rmdir()
 
 
 def read_file(path: Path) -> bytes:

@@ -23,19 +23,13 @@ import filelock
 
 from fastcifar.config import Recipe, TrainConfig
 from fastcifar.errors import CheckpointError, ConfigError, OutputError, one_line
-from fastcifar.publish import publish_json, read_file, remove_stale
+from fastcifar.publish import missing, publish_json, read_file, remove_empty, remove_stale
+from fastcifar.several import holds_several
 
 if TYPE_CHECKING:  # it waits for torch
     from fastcifar.checkpoint import Checkpoint
 
-__all__ = ["ABLATION", "RECORDS", "SEEDS", "Run", "clear_unsaved", "create", "locked", "reopen"]
-
-SEEDS = "seeds.json"
-"""What a folder of one run a seed has; no run's own folder has it."""
-ABLATION = "ablation.json"
-"""What the folder of an ablation's runs has."""
-RECORDS = (SEEDS, ABLATION)
-"""What says how several runs ended, in the folder of them all."""
+__all__ = ["Run", "clear_unsaved", "create", "dataset_name", "locked", "reopen"]
 
 _LOCK = ".lock"
 
@@ -60,7 +54,7 @@ class Run:
     @property
     def title(self) -> str:
         """Such as "big on cifar10"."""
-        return f"{self.config.arch} on {Path(self.config.dataset).name or 'store'}"
+        return f"{self.config.arch} on {dataset_name(self.config)}"
 
     @property
     def recipe_title(self) -> str:
@@ -125,7 +119,7 @@ class Run:
             try:
                 held.enter_context(locked(self.path))
             except OutputError:
-                self._remove_made()
+                remove_empty(self.made)
                 raise
             if new:
                 if (used := _used(self.path)) is not None:
@@ -162,13 +156,12 @@ class Run:
             for name in ("profile", "checkpoints"):
                 shutil.rmtree(self.path / name, ignore_errors=True)
             remove_stale(self.path)
-            self._remove_made()
+            remove_empty(self.made)
 
-    def _remove_made(self) -> None:
-        """As far as nothing is in them."""
-        with contextlib.suppress(OSError):
-            for folder in self.made:
-                folder.rmdir()
+
+def dataset_name(config: TrainConfig) -> str:
+    """What its data are called in titles and names: a registered name, or that of the store's folder."""
+    return Path(config.dataset).name or "store"  # of "."
 
 
 def clear_unsaved(config: TrainConfig) -> None:
@@ -180,7 +173,7 @@ def clear_unsaved(config: TrainConfig) -> None:
         OutputError: another process works on it.
     """
     path = config.out
-    if path is None or not (path / _LOCK).exists() or any((path / record).exists() for record in RECORDS):
+    if path is None or not (path / _LOCK).exists() or holds_several(path):
         return
     with locked(path):
         remove_stale(path)
@@ -213,7 +206,7 @@ def _used(path: Path) -> OutputError | None:
     """Why no new run can be in this folder."""
     if all(found.name == _LOCK for found in path.iterdir()):
         return None
-    begun = any((path / record).exists() for record in RECORDS) or any(path.glob("checkpoints/*"))
+    begun = holds_several(path) or any(path.glob("checkpoints/*"))
     hint = f"resume it with --resume {shlex.quote(str(path))}, or " if begun else ""
     return OutputError(f"out {str(path)!r} is not empty: {hint}choose another folder")
 
@@ -229,13 +222,13 @@ def create(config: TrainConfig, recipe: Recipe, *, kind: str = "") -> Run:
     Raises:
         OutputError: it cannot be made, holds something already, or another process works on it.
     """
-    words = filter(None, (kind, Path(config.dataset).name[:40] or "store", config.arch, config.recipe))
+    words = filter(None, (kind, dataset_name(config)[:40], config.arch, config.recipe))
     stem = "-".join([*words, *["changed"] * bool(config.change), time.strftime("%Y%m%d-%H%M%S")])
     path = config.out or Path("runs") / stem
     try:
         number = 1
         while True:
-            made = tuple(folder for folder in (path, *path.parents) if not folder.exists())
+            made = missing(path)
             try:
                 path.mkdir(parents=True, exist_ok=config.out is not None)
                 break

@@ -190,7 +190,7 @@ def _compile(config: TrainConfig, device: torch.device, ranks: Ranks = ALONE) ->
     if ranks.size > 1:
         return False, "off: with several ranks every BatchNorm would break the graph"
     if device.type == "cuda":
-        # measured on an H100, net fast with ReLU: 53 s of compiling, then 0.8 of the time of a step as a CUDA graph
+        # measured on an H100, net fast with ReLU: 219 s of compiling, then 0.8 of the time of a step as a CUDA graph
         return False, "off: it takes minutes, more than a run gains by it; --compile on forces it"
     return False, f"off: on {device.type} it costs more than it gains for these nets"
 

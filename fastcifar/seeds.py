@@ -20,8 +20,8 @@ from fastcifar.estimates import Estimate, estimate, interval_text
 from fastcifar.formats import percent, seconds
 from fastcifar.many import Member, Outcome, run_all
 from fastcifar.reporter import NullReporter, Reporter, TeeReporter
-from fastcifar.runs import SEEDS
 from fastcifar.series import open_series
+from fastcifar.several import SEEDS
 from fastcifar.signals import catch_stop
 
 __all__ = ["SeedsResult", "check_runs", "fit_seeds", "seeds_table"]

@@ -17,6 +17,7 @@ from fastcifar.checks import check_kind
 from fastcifar.errors import CheckpointError
 from fastcifar.nets import build_model
 from fastcifar.runtime import find_device
+from fastcifar.several import holds_several, members
 from fastcifar.trainer import load_weights
 
 __all__ = ["find_run", "load_model", "net_of", "newest_of"]
@@ -51,9 +52,8 @@ def find_run(path: Path | str) -> runs.Run:
     """
     check_kind("run", path, Path | str, "a folder")
     path = Path(path)
-    if any((path / record).is_file() for record in runs.RECORDS):
-        runs_of_it = (*path.glob("*/config.json"), *path.glob("*/*/config.json"))  # an ablation's are deeper
-        one = min((each.parent for each in runs_of_it), default=path / "...")
+    if holds_several(path):
+        one = next(iter(members(path)), path / "...")
         raise CheckpointError(f"{path} holds several runs: name one of them, such as {one}")
     return runs.reopen(path)
 

@@ -16,7 +16,7 @@ from fastcifar.data.cifar import CifarDataset, Form, recognise_cifar
 from fastcifar.data.store import ArrayStore
 from fastcifar.errors import DamagedStoreError, DataError, FastcifarError
 from fastcifar.publish import read_file
-from fastcifar.runs import RECORDS
+from fastcifar.several import RECORDS, holds_several, members
 
 __all__ = ["Finding", "verify"]
 
@@ -64,7 +64,7 @@ def _verify(path: Path) -> Iterator[Finding]:
             yield Finding(path=path, what="a checkpoint", problems=_checkpoint_problems(path))
         else:
             yield _store(path)
-    elif _holds(path, *RECORDS):
+    elif holds_several(path):
         yield from _series(path)
     elif _holds(path, "config.json"):
         yield _run(path)
@@ -76,15 +76,16 @@ def _verify_other(path: Path) -> Iterator[Finding]:
     """What is neither store nor run nor checkpoint: CIFAR, or a folder of several things, a home for one."""
     form = recognise_cifar(path)
     several = sorted(each for each in path.glob("[!.]*") if each.name not in _KEPT and _is_one(each))
-    kept = [each for name in _KEPT if (path / name).is_dir() for each in sorted((path / name).glob("[!.]*"))]
-    if form is None and not several and not any((path / name).is_dir() for name in _KEPT):
+    homes = [path / name for name in _KEPT if (path / name).is_dir()]
+    if form is None and not several and not homes:
         raise DataError(f"{path}: is no store, run, checkpoint, or archive or folder of CIFAR, and no home of them")
     if form is not None and (not several or _holds(path, *form[1].spec.members)):
         yield _cifar(path, *form)
     for each in several:
         yield from _verify(each)
-    for each in kept:
-        yield from _kept(each)
+    for home in homes:
+        for each in sorted(home.glob("[!.]*")):
+            yield from _kept(each)
 
 
 def _is_one(path: Path) -> bool:
@@ -194,8 +195,7 @@ def _run(path: Path) -> Finding:
 def _series(path: Path) -> Iterator[Finding]:
     record = next(name for name in RECORDS if _holds(path, name))
     problems = [line for name in (record, "config.json") for line in _json_problems(path / name)]
-    # an ablation's lie a folder deeper: VARIANT/seed-N
-    runs = sorted(each.parent for pattern in ("*/config.json", "*/*/config.json") for each in path.glob(pattern))
+    runs = members(path)
     done = [] if problems else _done(path / record)
     problems += [f"{name}: is done, as {record} says, but not there" for name in done if path / name not in runs]
     yield Finding(path=path, what=f"several runs: {len(runs)} begun", problems=tuple(problems))

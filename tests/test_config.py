@@ -124,11 +124,12 @@ def test_the_report_recipe_is_the_reports() -> None:
 
 
 def test_a_recipe_is_its_own_for_some_nets() -> None:
+    cut_out: dict[str, Any] = {"policy": "none", "cutout": 8}
     for name in ("fast", "long"):
         recipe, own = (resolve(TrainConfig(recipe=name, arch=arch)) for arch in ("small", "fast"))
         assert recipe == RECIPES[name] == resolve(TrainConfig(recipe=name, arch="big"))
         assert (recipe.whiten, own.whiten) == ("init", "frozen")
-        assert own.augment.policy == "none"
+        assert own.augment == {"fast": recipe.augment, "long": dataclasses.replace(recipe.augment, **cut_out)}[name]
     assert resolve(TrainConfig(arch="fast", change=("whiten=none",), batch_size=64)) == dataclasses.replace(
         resolve(TrainConfig(arch="fast")), whiten="none", batch_size=64
     )

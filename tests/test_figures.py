@@ -185,7 +185,8 @@ def test_written_files(tmp_path, classes):
 def test_names_in_any_script_are_no_warnings(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        write_figures(tmp_path, make_epochs(2), make_test(("猫", "犬", "🐈")), title="big on 動物")
+        paths = write_figures(tmp_path, make_epochs(2), make_test(("猫", "犬", "🐈")), title="big on 動物")
+    assert [path.name for path in paths] == ["loss.png", "accuracy.png", "confusion.png"]
 
 
 def make_mistakes(count, channels=3, wrong=None, name="cat"):

@@ -527,6 +527,13 @@ def test_seeds_that_have_not_begun_take_the_store_from_where_it_is_now(data: str
     assert_same_run(Path("all/seed-1"), Path("alone"))
 
 
+def test_a_run_of_other_data_in_a_folder_of_several_has_its_own(data: str) -> None:
+    fit_seeds(config(data, epochs=1), [0])
+    fit(config(other_data(), epochs=1, out=Path("all/other")))
+    stored = json.loads(Path("all/other/environment.json").read_text())
+    assert stored["data"]["store"] == str(Path("others").absolute())
+
+
 def test_fewer_seeds_than_there_may_be_at_a_time_share_all_threads(data: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker, "_CODE", STUB)
     heard = Heard()

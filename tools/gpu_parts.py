@@ -133,6 +133,17 @@ def same_bits(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> bool:
     return torch.equal(a[0].cpu().view(whole), b[0].cpu().view(whole)) and torch.equal(a[1].cpu(), b[1].cpu())
 
 
+def without_failures(raced: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """What contestants of a race measured, all of them.
+
+    Raises:
+        RuntimeError: some failed; the message says which, and why.
+    """
+    if failed := [f"{name}: {result['failed']}" for name, result in raced.items() if "failed" in result]:
+        raise RuntimeError("; ".join(failed))
+    return raced
+
+
 def bytes_moved(shape: tuple[int, int, int], batch: int, dtype: str) -> int:
     """What a launch must read and write: pixels, the batch, and a label each."""
     elements = shape[0] * shape[1] * shape[2]

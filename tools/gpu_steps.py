@@ -27,6 +27,7 @@ from gpu_parts import (
     option_sets,
     same_bits,
     timed,
+    without_failures,
 )
 from gpu_training import beside_airbench, side_by_side, training
 from torch import Tensor
@@ -187,9 +188,7 @@ def bandwidth() -> dict[str, Any]:
         source = torch.empty(moved // 2, dtype=torch.uint8, device="cuda")
         target = torch.empty_like(source)
         contestants["copy_"] = timed(lambda a=target, b=source: a.copy_(b), launches)
-        raced = alternate(contestants, repeats=9, warm_up=2)
-        if failed := [f"{name}: {result['failed']}" for name, result in raced.items() if "failed" in result]:
-            raise RuntimeError("; ".join(failed))
+        raced = without_failures(alternate(contestants, repeats=9, warm_up=2))
         copied = raced["copy_"]["median"]
         rows[f"batch {batch}, {dtype}"] = {
             "bytes": moved,
@@ -245,10 +244,7 @@ def loader_speed() -> dict[str, Any]:
             for dtype in (torch.float32, torch.bfloat16)
             for batch in (512, 2048)
         }
-        found = race(contestants, repeats=7)
-    if failed := [f"{name}: {result['failed']}" for name, result in found.items() if "failed" in result]:
-        raise RuntimeError("; ".join(failed))
-    return found
+        return without_failures(race(contestants, repeats=7))
 
 
 def device() -> dict[str, Any]:

@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fastcifar import runs
+from fastcifar import several
 from fastcifar.commands import forgive_output
 from fastcifar.commands.options import parse_run, parse_seeds
 from fastcifar.config import TrainConfig
@@ -40,9 +40,9 @@ class TrainOptions(TrainConfig):
 def run(arguments: Sequence[str]) -> int:
     """Train as the options say."""
     config, options = parse_run(TrainOptions, arguments, prog="fastcifar train", description=_DESCRIPTION)
-    if options.seeds is not None or (config.resume is not None and (config.resume / runs.SEEDS).exists()):
+    if options.seeds is not None or (config.resume is not None and (config.resume / several.SEEDS).exists()):
         return _train_seeds(config, options)
-    if config.resume is not None and (config.resume / runs.ABLATION).exists():
+    if config.resume is not None and (config.resume / several.ABLATION).exists():
         raise ConfigError(f"{config.resume} is an ablation: go on with fastcifar ablate --resume {config.resume}")
     if options.parallel != 1:
         raise ConfigError(f"parallel {options.parallel} is for several seeds (--seeds)")
