@@ -263,7 +263,7 @@ def prepare(model: nn.Module, device: torch.device, precision: torch.dtype) -> N
     """Load or compile what a net runs on a device in a precision, so that no step waits for it."""
     if device.type == "cpu" and isinstance(model, ConvNet | FastNet) and model.fused:
         norms.prepare()
-        if precision == torch.float32:
+        if precision == torch.float32 or (precision == torch.bfloat16 and winograd.halves_here()):
             winograd.prepare()
 
 

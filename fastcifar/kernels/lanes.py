@@ -19,14 +19,18 @@ from numba.core import cgutils
 from numba.extending import intrinsic, models, register_model
 
 from fastcifar.kernels.cpu_words import constant, round_bfloat16, word
+from fastcifar.kernels.machine import has_bfloat16
 from fastcifar.kernels.norm_fields import LANES
 
 __all__ = [
     "add",
+    "define",
     "divide",
     "equal",
     "exp",
+    "floats",
     "fma",
+    "fma_lanes",
     "load3",
     "load4",
     "load5",
@@ -41,8 +45,10 @@ __all__ = [
     "pick_code",
     "relu",
     "room",
+    "rounded",
     "splat",
     "splat_code",
+    "splat_lanes",
     "store3",
     "store4",
     "store5",
@@ -71,10 +77,10 @@ class _LanesModel(models.PrimitiveModel):
         super().__init__(manager, kind, kind.vector)
 
 
-_floats, _codes, _mask = _Lanes("float32", _FLOAT), _Lanes("uint8", _BYTE), _Lanes("bool", _BIT)
+floats, _codes, _mask = _Lanes("float32", _FLOAT), _Lanes("uint8", _BYTE), _Lanes("bool", _BIT)
 
 
-def _word(result: Any, takes: tuple[Any, ...], generate: Callable[..., Any]) -> Any:
+def define(result: Any, takes: tuple[Any, ...], generate: Callable[..., Any]) -> Any:
     """An intrinsic of `takes`, whose LLVM code `generate(builder, *values)` writes; without a result it gives None."""
 
     def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -110,33 +116,38 @@ def _store(builder: Any, address: Any, value: Any) -> None:
 def _widen(builder: Any, address: Any) -> Any:
     """The upper half of a float32 is a bfloat16."""
     words = builder.zext(_load(_HALF)(builder, address), ir.VectorType(_WORD, LANES))
-    return builder.bitcast(builder.shl(words, constant(_WORD, 16, LANES)), _floats.vector)
+    return builder.bitcast(builder.shl(words, constant(_WORD, 16, LANES)), floats.vector)
+
+
+def rounded(builder: Any, value: Any) -> Any:
+    """The bits of bfloat16: to nearest, ties to even; a NaN stays one. The instruction takes subnormal ones for zero."""
+    if has_bfloat16():
+        kind = ir.FunctionType(ir.VectorType(_HALF, LANES), [value.type])
+        return builder.asm(kind, "vcvtneps2bf16 $1, $0", "=v,v", [value], False)
+    is_nan = builder.fcmp_unordered("uno", value, value)
+    return builder.select(is_nan, constant(_HALF, 0x7FC0, LANES), round_bfloat16(builder, value, LANES))
 
 
 def _narrow(builder: Any, address: Any, value: Any) -> None:
-    """Rounded to nearest, ties to even; a NaN stays one."""
-    is_nan = builder.fcmp_unordered("uno", value, value)
-    bits = builder.select(is_nan, constant(_HALF, 0x7FC0, LANES), round_bfloat16(builder, value, LANES))
-    _store(builder, address, bits)
+    _store(builder, address, rounded(builder, value))
 
 
-def _fma(builder: Any, a: Any, b: Any, c: Any) -> Any:
+def fma_lanes(builder: Any, a: Any, b: Any, c: Any) -> Any:
+    """`a * b + c`, rounded once."""
     name = f"llvm.fma.v{LANES}f32"
     kind = ir.FunctionType(a.type, [a.type] * 3)
     return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), [a, b, c])
 
 
-def _splat(kind: Any) -> Callable[..., Any]:
-    def generate(builder: Any, value: Any) -> Any:
-        first = builder.insert_element(ir.Constant(kind.vector, ir.Undefined), value, _WORD(0))
-        return builder.shuffle_vector(first, first, ir.Constant(ir.VectorType(_WORD, LANES), [0] * LANES))
-
-    return generate
+def splat_lanes(builder: Any, value: Any) -> Any:
+    """The number in every lane."""
+    first = builder.insert_element(ir.Constant(ir.VectorType(value.type, LANES), ir.Undefined), value, _WORD(0))
+    return builder.shuffle_vector(first, first, ir.Constant(ir.VectorType(_WORD, LANES), [0] * LANES))
 
 
 def _room(builder: Any) -> Any:
     """The address of room for 64 times sixteen float32 on the thread's stack."""
-    return builder.ptrtoint(cgutils.alloca_once(builder, _floats.vector, 64), ir.IntType(64))
+    return builder.ptrtoint(cgutils.alloca_once(builder, floats.vector, 64), ir.IntType(64))
 
 
 def _relu(builder: Any, value: Any) -> Any:
@@ -155,13 +166,13 @@ def _exp(builder: Any, value: Any) -> Any:
         return constant(_FLOAT, number, LANES)
 
     magic = float32(1.5 * 2**23)  # a sum with it is rounded to whole numbers, which its last bits are
-    shifted = _fma(builder, value, float32(1.44269504), magic)
+    shifted = fma_lanes(builder, value, float32(1.44269504), magic)
     k = builder.fsub(shifted, magic)
-    left = _fma(builder, k, float32(-0.693359375), value)
-    left = _fma(builder, k, float32(2.12194440e-4), left)  # log 2 in two parts: the first has few digits
+    left = fma_lanes(builder, k, float32(-0.693359375), value)
+    left = fma_lanes(builder, k, float32(2.12194440e-4), left)  # log 2 in two parts: the first has few digits
     result = float32(1.9875691500e-4)
     for factor in (1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1, 1.0, 1.0):
-        result = _fma(builder, result, left, float32(factor))
+        result = fma_lanes(builder, result, left, float32(factor))
     words = ir.VectorType(_WORD, LANES)
     exponent = builder.shl(builder.bitcast(shifted, words), constant(_WORD, 23, LANES))
     return builder.bitcast(builder.add(builder.bitcast(result, words), exponent), value.type)
@@ -172,26 +183,26 @@ def _more(builder: Any, a: Any, b: Any) -> Any:
 
 
 _address = types.int64
-load_float32 = _word(_floats, (_address,), _load(_FLOAT))
-load_bfloat16 = _word(_floats, (_address,), _widen)
-load_codes = _word(_codes, (_address,), _load(_BYTE))
-store_float32 = _word(types.void, (_address, _floats), _store)
-store_bfloat16 = _word(types.void, (_address, _floats), _narrow)
-store_codes = _word(types.void, (_address, _codes), _store)
-room = _word(_address, (), _room)
-splat = _word(_floats, (types.float32,), _splat(_floats))
-splat_code = _word(_codes, (types.uint8,), _splat(_codes))
-add = _word(_floats, (_floats, _floats), lambda builder, a, b: builder.fadd(a, b))
-subtract = _word(_floats, (_floats, _floats), lambda builder, a, b: builder.fsub(a, b))
-multiply = _word(_floats, (_floats, _floats), lambda builder, a, b: builder.fmul(a, b))
-divide = _word(_floats, (_floats, _floats), lambda builder, a, b: builder.fdiv(a, b))
-fma = _word(_floats, (_floats, _floats, _floats), _fma)
-exp = _word(_floats, (_floats,), _exp)
-relu = _word(_floats, (_floats,), _relu)
-more = _word(_mask, (_floats, _floats), _more)
-equal = _word(_mask, (_codes, _codes), lambda builder, a, b: builder.icmp_unsigned("==", a, b))
-pick = _word(_floats, (_mask, _floats, _floats), lambda builder, mask, a, b: builder.select(mask, a, b))
-pick_code = _word(_codes, (_mask, _codes, _codes), lambda builder, mask, a, b: builder.select(mask, a, b))
+load_float32 = define(floats, (_address,), _load(_FLOAT))
+load_bfloat16 = define(floats, (_address,), _widen)
+load_codes = define(_codes, (_address,), _load(_BYTE))
+store_float32 = define(types.void, (_address, floats), _store)
+store_bfloat16 = define(types.void, (_address, floats), _narrow)
+store_codes = define(types.void, (_address, _codes), _store)
+room = define(_address, (), _room)
+splat = define(floats, (types.float32,), splat_lanes)
+splat_code = define(_codes, (types.uint8,), splat_lanes)
+add = define(floats, (floats, floats), lambda builder, a, b: builder.fadd(a, b))
+subtract = define(floats, (floats, floats), lambda builder, a, b: builder.fsub(a, b))
+multiply = define(floats, (floats, floats), lambda builder, a, b: builder.fmul(a, b))
+divide = define(floats, (floats, floats), lambda builder, a, b: builder.fdiv(a, b))
+fma = define(floats, (floats, floats, floats), fma_lanes)
+exp = define(floats, (floats,), _exp)
+relu = define(floats, (floats,), _relu)
+more = define(_mask, (floats, floats), _more)
+equal = define(_mask, (_codes, _codes), lambda builder, a, b: builder.icmp_unsigned("==", a, b))
+pick = define(floats, (_mask, floats, floats), lambda builder, mask, a, b: builder.select(mask, a, b))
+pick_code = define(_codes, (_mask, _codes, _codes), lambda builder, mask, a, b: builder.select(mask, a, b))
 
 
 @word

@@ -30,7 +30,7 @@ import platformdirs
 from fastcifar.kernels import cpu_fields, norm_fields, product_fields, winograd_fields
 from fastcifar.publish import publish_bytes
 
-__all__ = ["BATCH", "NORMS", "WINOGRAD", "Functions", "Part", "load"]
+__all__ = ["BATCH", "NORMS", "WINOGRAD", "Functions", "Part", "has_bfloat16", "load"]
 
 Functions = Mapping[str, Callable[..., int]]
 
@@ -65,8 +65,8 @@ NORMS = Part(
 )
 WINOGRAD = Part(
     "winograd",
-    ("winograd_loops", "product_loops"),
-    ("cpu_words", "lanes", "machine", "norm_fields", "product_fields", "winograd_fields", "winograd_transforms"),
+    ("winograd_loops", "winograd_pair_loops", "product_loops"),
+    ("cpu_words", "lanes", "machine", "norm_fields", "pair_lanes", "product_fields", "winograd_fields", "winograd_transforms"),
     (*winograd_fields.FUNCTIONS.items(), *product_fields.FUNCTIONS.items()),
 )
 
@@ -87,6 +87,12 @@ if hasattr(os, "register_at_fork"):
 _log = logging.getLogger(__name__)
 
 
+@functools.cache
+def has_bfloat16() -> bool:
+    """Whether this processor has AVX512-BF16: an instruction that multiplies pairs of bfloat16, and one that rounds."""
+    return bool(llvm.get_host_cpu_features().get("avx512bf16", False))
+
+
 def load(part: Part = BATCH) -> Functions:
     """A part's functions, by name; the first call loads or compiles them, others wait for it."""
     with _lock:
@@ -97,6 +103,7 @@ def load(part: Part = BATCH) -> Functions:
 def _load(part: Part) -> Functions:
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
+    llvm.initialize_native_asmparser()
     name = f"fastcifar-{part.name}-{_key(part)}.bin"
     for folder in _folders():
         with contextlib.suppress(OSError, ValueError):

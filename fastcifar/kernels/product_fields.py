@@ -20,5 +20,11 @@ TALL: Final = 6
 SPAN: Final = 96
 """Rows that a thread takes at a time, a multiple of `TALL`."""
 
-FUNCTIONS: Final = {"multiply": 1, "add_products": 1, "add_upper": 1, "mirror": 1}
+FUNCTIONS: Final = {
+    name: 1
+    for name in (
+        *("multiply", "add_products", "add_upper", "mirror"),
+        *("multiply_pairs", "add_products_pairs", "combine_pairs"),
+    )
+}
 """The functions of `product_loops`, and how many int64 each takes; each gives one back."""

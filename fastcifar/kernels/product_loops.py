@@ -4,6 +4,8 @@
     add_products(job)   # rows times rows, summed over the rows and added to what is there, or instead of it
     add_upper(job)      # the same, but for the blocks that are wholly below the diagonal
     mirror(job)         # copies what is above the diagonal to below it
+    multiply_pairs(job), add_products_pairs(job)   # where each number on the left and right is a pair, see `pair_lanes`
+    combine_pairs(job)  # rows times rows, as pairs
 
 A job is int64 words, see `product_fields`. Every sum is taken in one order, whatever the number of threads. Blocks
 hang over: there is room for rows up to a multiple of 6, and what is in it, and comes to it, is for nobody.
@@ -17,6 +19,7 @@ import numpy as np
 from fastcifar.kernels.cpu_words import fetch_add, get64, get_float, put_float, word
 from fastcifar.kernels.lanes import fma, load6, load_float32, splat, store6
 from fastcifar.kernels.norm_fields import LANES, NEXT
+from fastcifar.kernels.pair_lanes import add_dots, pair6
 from fastcifar.kernels.product_fields import (
     COLUMNS,
     COUNT,
@@ -38,42 +41,51 @@ from fastcifar.kernels.product_fields import (
 
 
 @word
-def _times(at, values, total):
+def _add_product(at, values, total):
     return fma(splat(get_float(at, 0)), values, total)
 
 
-@word
-def _block(left, down, onward, right, below, depth, sums):
-    """Six sums of sixteen lanes: of `depth` products each of a number on the left and sixteen on the right.
+def _block_of(times):
+    """The word for six sums of sixteen lanes, of `depth` products each of a number on the left and sixteen on the right.
 
     left: the first number; `down` bytes from a row's to the next row's, `onward` to the row's next.
     right: the first sixteen; `below` bytes to the next.
     """
-    a, b, c, d, e, f = sums
-    for _ in range(depth):
-        values = load_float32(right)
-        a, b = _times(left, values, a), _times(left + down, values, b)
-        c, d = _times(left + 2 * down, values, c), _times(left + 3 * down, values, d)
-        e, f = _times(left + 4 * down, values, e), _times(left + 5 * down, values, f)
-        left += onward
-        right += below
-    return a, b, c, d, e, f
+
+    def block(left, down, onward, right, below, depth, sums):
+        a, b, c, d, e, f = sums
+        for _ in range(depth):
+            values = load_float32(right)
+            a, b = times(left, values, a), times(left + down, values, b)
+            c, d = times(left + 2 * down, values, c), times(left + 3 * down, values, d)
+            e, f = times(left + 4 * down, values, e), times(left + 5 * down, values, f)
+            left += onward
+            right += below
+        return a, b, c, d, e, f
+
+    return word(block)
 
 
-@word
-def _multiply(job, left, right, out, first, end):
+_block, _pair_block = _block_of(_add_product), _block_of(add_dots)
+
+
+def _multiplying(block):
     """Write rows `first` to `end` of OUT = LEFT [ROWS, DEPTH] times RIGHT, which is [COLUMNS / 16, DEPTH, 16]."""
-    depth, pitch, out_pitch = get64(job, DEPTH), get64(job, LEFT_PITCH), get64(job, OUT_PITCH)
-    zero = splat(np.float32(0))
-    for column in range(0, get64(job, COLUMNS), LANES):
-        for row in range(first, end, TALL):
-            sums = (zero, zero, zero, zero, zero, zero)
-            found = _block(left + row * pitch, pitch, 4, right, 4 * LANES, depth, sums)
-            store6(out + row * out_pitch + 4 * column, out_pitch, found)
-        right += depth * 4 * LANES
+
+    def body(job, left, right, out, first, end):
+        depth, pitch, out_pitch = get64(job, DEPTH), get64(job, LEFT_PITCH), get64(job, OUT_PITCH)
+        zero = splat(np.float32(0))
+        for column in range(0, get64(job, COLUMNS), LANES):
+            for row in range(first, end, TALL):
+                sums = (zero, zero, zero, zero, zero, zero)
+                found = block(left + row * pitch, pitch, 4, right, 4 * LANES, depth, sums)
+                store6(out + row * out_pitch + 4 * column, out_pitch, found)
+            right += depth * 4 * LANES
+
+    return word(body)
 
 
-def _adding(upper):
+def _adding(block, upper=False):
     """Add rows `first` to `end` of LEFT [DEPTH, ROWS], transposed, times RIGHT [DEPTH, COLUMNS] to OUT."""
 
     def body(job, left, right, out, first, end):
@@ -86,10 +98,27 @@ def _adding(upper):
                     at = out + row * out_pitch + 4 * column
                     here = left + start * pitch + 4 * row
                     sums = (zero, zero, zero, zero, zero, zero) if first_of_all else load6(at, out_pitch)
-                    found = _block(here, 4, pitch, right + start * below + 4 * column, below, count, sums)
+                    found = block(here, 4, pitch, right + start * below + 4 * column, below, count, sums)
                     store6(at, out_pitch, found)
 
     return word(body)
+
+
+@word
+def _combine_pairs(job, left, right, out, first, end):
+    """Write rows `first` to `end` of LEFT [DEPTH, ROWS], transposed, times RIGHT [DEPTH, COLUMNS] to OUT.
+
+    Columns are rounded to bfloat16 there, and the first sixteen of 32 make pairs with the others.
+    """
+    depth, pitch, out_pitch = get64(job, DEPTH), get64(job, LEFT_PITCH), get64(job, OUT_PITCH)
+    below, zero = get64(job, RIGHT_PITCH), splat(np.float32(0))
+    zeros = zero, zero, zero, zero, zero, zero
+    for column in range(0, get64(job, COLUMNS), 2 * LANES):
+        at = right + 4 * column
+        for row in range(first, end, TALL):
+            low = _block(left + 4 * row, 4, pitch, at, below, depth, zeros)
+            high = _block(left + 4 * row, 4, pitch, at + 4 * LANES, below, depth, zeros)
+            store6(out + row * out_pitch + 2 * column, out_pitch, pair6(low, high))
 
 
 @word
@@ -121,5 +150,7 @@ def _whole(body):
     return function
 
 
-multiply, mirror = _whole(_multiply), _whole(_mirror)
-add_products, add_upper = _whole(_adding(False)), _whole(_adding(True))
+multiply, mirror = _whole(_multiplying(_block)), _whole(_mirror)
+add_products, add_upper = _whole(_adding(_block)), _whole(_adding(_block, upper=True))
+combine_pairs = _whole(_combine_pairs)
+multiply_pairs, add_products_pairs = _whole(_multiplying(_pair_block)), _whole(_adding(_pair_block))

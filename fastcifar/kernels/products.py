@@ -40,30 +40,47 @@ def planes(count: int, rows: int, channels: int) -> Tensor:
     return torch.empty((count, up(rows, TALL) + 1, columns), dtype=torch.float32, device="cpu")[:, :rows]
 
 
-def multiply(left: Tensor, filters: Tensor, columns: int) -> Tensor:
-    """Planes [count, rows, columns]: each plane's product with the filters at its points."""
+def multiply(left: Tensor, filters: Tensor, columns: int, *, pairs: bool = False) -> Tensor:
+    """Planes [count, rows, columns]: each plane's product with the filters at its points.
+
+    Args:
+        left: float32 [count, rows, depth].
+        filters: float32 [count, columns / 16, depth, 16].
+        columns: of the product.
+        pairs: whether each number of these is the bits of two bfloat16, whose products count alone.
+    """
     count, rows, depth = left.shape[0], left.shape[1], filters.shape[2]
     out = planes(count, rows, columns)
-    _run("multiply", left, filters, out, rows=rows, columns=up(columns, LANES), depth=depth)
+    name = "multiply_pairs" if pairs else "multiply"
+    _run(name, left, filters, out, rows=rows, columns=up(columns, LANES), depth=depth)
     return out
 
 
-def add_products(slopes: Tensor, tiles: Tensor, sums: Tensor, count: int, *, fresh: bool = False) -> None:
+def add_products(
+    slopes: Tensor, tiles: Tensor, sums: Tensor, count: int, *, fresh: bool = False, pairs: bool = False
+) -> None:
     """Add to sums [N, K, C] the products of slopes [N, rows, K], transposed, and tiles [N, rows, C].
 
-    A fresh sum is of these alone: what is there does not count.
+    A fresh sum is of these alone: what is there does not count. For pairs see `multiply`.
     """
-    _run("add_products", slopes, tiles, sums, rows=count, columns=sums.shape[2], depth=slopes.shape[1], fresh=fresh)
+    name = "add_products_pairs" if pairs else "add_products"
+    _run(name, slopes, tiles, sums, rows=count, columns=sums.shape[2], depth=slopes.shape[1], fresh=fresh)
 
 
-def combined(factors: Tensor, values: Tensor) -> Tensor:
-    """float32 [M, N]: factors [depth, M], transposed, times values [depth, N]; M a multiple of 6, N of 16."""
-    count, columns = factors.shape[1], values.shape[1]
-    out = torch.empty((count, columns), dtype=torch.float32, device="cpu")
+def combined(factors: Tensor, values: Tensor, *, pairs: bool = False) -> Tensor:
+    """float32 [M, N]: factors [depth, M], transposed, times values [depth, N]; M a multiple of 6, N of 16.
+
+    As pairs [M, N / 2], N a multiple of 32: each the bits of two bfloat16, of numbers that are 16 columns apart.
+    """
+    (depth, count), columns = factors.shape, values.shape[1]
     width = math.gcd(columns, _WIDTH)
-    strips, sums = (matrix.view(len(matrix), -1, width).transpose(0, 1) for matrix in (values, out))
-    add_products(factors.expand(len(strips), -1, -1), strips, sums, count, fresh=True)
-    return out
+    found = width // 2 if pairs else width
+    out = torch.empty((count, columns // width, found), dtype=torch.float32, device="cpu")
+    strips, sums = values.view(depth, -1, width).transpose(0, 1), out.transpose(0, 1)
+    name = "combine_pairs" if pairs else "add_products"
+    left = factors.expand(len(strips), -1, -1)
+    _run(name, left, strips, sums, rows=count, columns=width, depth=depth, fresh=True)
+    return out.flatten(1)
 
 
 def _run(

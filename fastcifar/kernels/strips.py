@@ -16,7 +16,7 @@ from torch.nn.utils import parametrize
 
 from fastcifar.kernels.openmp import is_plain
 
-__all__ = ["conv2d", "fits", "is_3x3", "strip_of"]
+__all__ = ["conv2d", "fits", "has_matrix_units", "is_3x3", "strip_of"]
 
 _SIDE = 8
 """Columns; larger images fill the tiles well enough."""
@@ -41,7 +41,7 @@ def fits(images: Tensor, layer: nn.Conv2d) -> bool:
     return (
         is_plain(images)
         and (images.dtype == torch.bfloat16 or torch.is_autocast_enabled("cpu"))
-        and _has_matrix_units()
+        and has_matrix_units()
         and is_3x3(layer)
     )
 
@@ -65,7 +65,8 @@ def is_3x3(layer: nn.Conv2d) -> bool:
 
 
 @functools.cache
-def _has_matrix_units() -> bool:
+def has_matrix_units() -> bool:
+    """Whether this CPU multiplies matrices of bfloat16 (AMX)."""
     return bool(torch.cpu._is_amx_tile_supported())  # it has no public name
 
 

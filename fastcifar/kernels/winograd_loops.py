@@ -100,6 +100,21 @@ def _pixels7(job, x, row, column):
 
 
 @word
+def _write5(out, step, row, values):
+    store5(out + row * 5 * step, step, values)
+
+
+@word
+def _write6(out, step, row, values):
+    store6(out + row * 6 * step, step, values)
+
+
+@word
+def _write7(out, step, row, values):
+    store7(out + row * 7 * step, step, values)
+
+
+@word
 def _put(at, inside, value):
     if inside:
         store_float32(at, value)
@@ -153,8 +168,11 @@ def _plus7(at, step, column, left, values):
     _plus(at + 6 * step, left > 6, values[6])
 
 
-def _gather(side, reads, transform, pixels, load, store):
-    """To the planes, from the `reads` pixels a side that a tile reads, or from the gradients of its `side` outputs."""
+def gathering(side, reads, transform, pixels, load, store, write):
+    """To the planes, from the `reads` pixels a side that a tile reads, or from the gradients of its `side` outputs.
+
+    write: the word that puts what is at a row of points where `out` and `step` say.
+    """
     points, margin = side + 2, (reads - side) // 2
 
     def body(job, x, i, j, out, step, bias):
@@ -163,7 +181,7 @@ def _gather(side, reads, transform, pixels, load, store):
             values = pixels(job, x, side * i - margin, side * j - margin + n)
             store(between + n * _STEP, reads * _STEP, transform(*values))
         for n in range(points):
-            store(out + n * points * step, step, transform(*load(between + n * reads * _STEP, _STEP)))
+            write(out, step, n, transform(*load(between + n * reads * _STEP, _STEP)))
 
     return body
 
@@ -244,12 +262,24 @@ def _whole(side, first, body):
     return function
 
 
-gather3 = _whole(3, _nothing, _gather(3, 5, before5, _pixels5, load5, store5))
-gather4 = _whole(4, _nothing, _gather(4, 6, before6, _pixels6, load6, store6))
-gather5 = _whole(5, _nothing, _gather(5, 7, before7, _pixels7, load7, store7))
-gather_back3 = _whole(3, _nothing, _gather(3, 3, behind5, _pixels3, load3, store5))
-gather_back4 = _whole(4, _nothing, _gather(4, 4, behind6, _pixels4, load4, store6))
-gather_back5 = _whole(5, _nothing, _gather(5, 5, behind7, _pixels5, load5, store7))
+# What `gathering` takes, for tiles of each side: forward, and back.
+FORWARD = {
+    3: (5, before5, _pixels5, load5, store5),
+    4: (6, before6, _pixels6, load6, store6),
+    5: (7, before7, _pixels7, load7, store7),
+}
+BACK = {
+    3: (3, behind5, _pixels3, load3, store5),
+    4: (4, behind6, _pixels4, load4, store6),
+    5: (5, behind7, _pixels5, load5, store7),
+}
+
+gather3 = _whole(3, _nothing, gathering(3, *FORWARD[3], _write5))
+gather4 = _whole(4, _nothing, gathering(4, *FORWARD[4], _write6))
+gather5 = _whole(5, _nothing, gathering(5, *FORWARD[5], _write7))
+gather_back3 = _whole(3, _nothing, gathering(3, *BACK[3], _write5))
+gather_back4 = _whole(4, _nothing, gathering(4, *BACK[4], _write6))
+gather_back5 = _whole(5, _nothing, gathering(5, *BACK[5], _write7))
 scatter3 = _whole(3, _bias, _scatter(3, after5, load5, store3, _put3))
 scatter4 = _whole(4, _bias, _scatter(4, after6, load6, store4, _put4))
 scatter5 = _whole(5, _bias, _scatter(5, after7, load7, store5, _put5))
