@@ -64,9 +64,10 @@ class ConvNet(nn.Module):
     """A net described by an `Arch`.
 
     On a CPU, channels-last, in training and where no gradient is wanted, its ReLUs, BatchNorms and pools run as one
-    operation (see `norms`), but for those that have hooks; their modules hold the parameters. In float32 on a CPU,
-    convolutions take a quarter of the multiplications (see `winograd`); in bfloat16 on one with matrix units, those of
-    small images take many of these side by side (see `strips`). Gradients of gradients need `fused` off.
+    operation (see `norms`), but for those that have hooks; their modules hold the parameters. Convolutions take a
+    quarter of the multiplications there, in float32, and under autocast if it multiplies bfloat16 (see `winograd`);
+    if it multiplies matrices of bfloat16, small images are taken side by side (see `strips`). Gradients of gradients
+    need `fused` off.
 
     Args:
         arch: the shape.

@@ -47,14 +47,14 @@ def test_a_strip_is_as_many_images_as_divide_the_batch_and_fit(batch: int, side:
 
 def test_strips_are_for_bfloat16_with_matrix_units(monkeypatch: pytest.MonkeyPatch) -> None:
     layer, images = nn.Conv2d(4, 4, 3, padding=1), torch.zeros(2, 4, 4, 4)
-    monkeypatch.setattr(strips, "_has_matrix_units", lambda: True)
+    monkeypatch.setattr(strips, "has_matrix_units", lambda: True)
     assert not strips.fits(images, layer)
     assert strips.fits(images.bfloat16(), layer)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert strips.fits(images, layer)
     for other in (nn.Conv2d(4, 4, 2), nn.Conv2d(4, 4, 3, padding=1, stride=2), nn.Conv2d(4, 4, 3, padding=1, groups=2)):
         assert not strips.fits(images.bfloat16(), other)
-    monkeypatch.setattr(strips, "_has_matrix_units", lambda: False)
+    monkeypatch.setattr(strips, "has_matrix_units", lambda: False)
     assert not strips.fits(images.bfloat16(), layer)
 
 

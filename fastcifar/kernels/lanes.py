@@ -120,7 +120,7 @@ def _widen(builder: Any, address: Any) -> Any:
 
 
 def rounded(builder: Any, value: Any) -> Any:
-    """The bits of bfloat16: to nearest, ties to even; a NaN stays one. The instruction takes subnormal ones for zero."""
+    """The bits of bfloat16: to nearest, ties to even; a NaN stays one. The instruction makes zero of subnormal ones."""
     if has_bfloat16():
         kind = ir.FunctionType(ir.VectorType(_HALF, LANES), [value.type])
         return builder.asm(kind, "vcvtneps2bf16 $1, $0", "=v,v", [value], False)

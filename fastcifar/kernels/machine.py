@@ -66,7 +66,10 @@ NORMS = Part(
 WINOGRAD = Part(
     "winograd",
     ("winograd_loops", "winograd_pair_loops", "product_loops"),
-    ("cpu_words", "lanes", "machine", "norm_fields", "pair_lanes", "product_fields", "winograd_fields", "winograd_transforms"),
+    (
+        *("cpu_words", "lanes", "machine", "norm_fields", "pair_lanes"),
+        *("product_fields", "winograd_fields", "winograd_transforms"),
+    ),
     (*winograd_fields.FUNCTIONS.items(), *product_fields.FUNCTIONS.items()),
 )
 

@@ -21,10 +21,12 @@ SPAN: Final = 96
 """Rows that a thread takes at a time, a multiple of `TALL`."""
 
 FUNCTIONS: Final = {
-    name: 1
-    for name in (
-        *("multiply", "add_products", "add_upper", "mirror"),
-        *("multiply_pairs", "add_products_pairs", "combine_pairs"),
-    )
+    "multiply": 1,
+    "add_products": 1,
+    "add_upper": 1,
+    "mirror": 1,
+    "multiply_pairs": 1,
+    "add_products_pairs": 1,
+    "combine_pairs": 1,
 }
 """The functions of `product_loops`, and how many int64 each takes; each gives one back."""

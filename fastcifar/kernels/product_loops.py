@@ -46,8 +46,11 @@ def _add_product(at, values, total):
 
 
 def _block_of(times):
-    """The word for six sums of sixteen lanes, of `depth` products each of a number on the left and sixteen on the right.
+    """The word for six sums of sixteen lanes, of `depth` products of a number on the left and sixteen on the right.
 
+    times: the word that adds a product, of the number's address, the sixteen and the sum so far.
+
+    The word takes, beside the sums so far:
     left: the first number; `down` bytes from a row's to the next row's, `onward` to the row's next.
     right: the first sixteen; `below` bytes to the next.
     """

@@ -33,7 +33,7 @@ from fastcifar.kernels.products import add_products, combined, multiply, planes,
 from fastcifar.kernels.strips import has_matrix_units, is_3x3
 from fastcifar.kernels.winograd_fields import PAIR_TILES, POINTS, TILES
 
-__all__ = ["conv2d", "fits", "prepare"]
+__all__ = ["conv2d", "fits", "halves_here", "prepare"]
 
 _FLOATS: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}
 """Of whatever the loops write to: what a user's defaults are must not matter."""
@@ -52,7 +52,7 @@ _HALF = 1 / 2
 
 
 def fits(images: Tensor, layer: nn.Conv2d) -> bool:
-    """Whether it can be computed so, and that pays: a 3x3 convolution in float32 on a CPU, or under autocast see above.
+    """Whether it can be computed so, and that pays: a 3x3 convolution on a CPU, in float32 or under autocast (above).
 
     In evaluation it is for those who want no gradient: there the operation has none of second order, as the layer has.
     """
@@ -82,9 +82,7 @@ def halves_here() -> bool:
 
 
 def _in_halves() -> bool:
-    return (
-        torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16 and halves_here()
-    )
+    return torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16 and halves_here()
 
 
 def _is_plain_bias(bias: Tensor | None) -> bool:
@@ -100,7 +98,7 @@ def conv2d(images: Tensor, layer: nn.Conv2d) -> Tensor:
     """The layer's convolution.
 
     Args:
-        images: float32 [B, C, H, W], channels-last, see `fits`.
+        images: float32, or under autocast bfloat16 too, [B, C, H, W], channels-last, see `fits`.
         layer: the convolution, to K channels.
 
     Returns:
@@ -153,7 +151,7 @@ class _Convolution(torch.autograd.Function):
 
 
 class _Tiling(NamedTuple):
-    """How an image is cut: tiles of `side` x `side` outputs, `rows` x `columns` of them; with planes in halves or not."""
+    """How an image is cut: `rows` x `columns` tiles of `side` x `side` outputs; and whether in planes of bfloat16."""
 
     side: int
     rows: int
@@ -177,9 +175,7 @@ class _Tiling(NamedTuple):
 @functools.cache
 def _tiling(height: int, width: int, halves: bool = False) -> _Tiling:
     """That of least cost, in bfloat16 where `halves` lets it."""
-    found = [
-        _Tiling(side, -(-height // side), -(-width // side), halves and side in PAIR_TILES) for side in TILES
-    ]
+    found = [_Tiling(side, -(-height // side), -(-width // side), halves and side in PAIR_TILES) for side in TILES]
     return min(found, key=lambda tiling: tiling.cost(tiling.tiles))
 
 

@@ -25,8 +25,8 @@ POINTS: Final = {
 }
 """The points at which polynomials are taken, for tiles of each side: those of small rounding errors.
 
-Of these, so relative to the result, in root mean square and with planes in bfloat16: 0.9 % for 3, 1.1 for 4 and 3.8 for 5;
-with 0, 1, -1, 2, -2 and infinity it would be 2.5 for 4, and a plain product of bfloat16 has 0.24.
+With planes in bfloat16 these are, relative to the result and in root mean square, 0.9 % for 3, 1.1 for 4 and 3.8 for
+5; with 0, 1, -1, 2, -2 and infinity, those of Lavin & Gray, 2.5 for 4. A plain product of bfloat16 has 0.24.
 """
 
 PAIR_TILES: Final = (4, 3)
@@ -36,4 +36,4 @@ FUNCTIONS: Final = {
     **{f"{name}{tile}": 1 for name in ("gather", "scatter", "gather_back", "scatter_back") for tile in TILES},
     **{f"{name}_pairs{tile}": 1 for name in ("gather", "gather_back") for tile in PAIR_TILES},
 }
-"""The functions of `winograd_loops`, and how many int64 each takes; each gives one back."""
+"""The functions of `winograd_loops` and `winograd_pair_loops`, and how many int64 each takes; each gives one back."""

@@ -34,6 +34,7 @@ from fastcifar.kernels.winograd_loops import BACK, FORWARD, gathering
 def _write(out, step, point, value):
     halves, pairs, second = out
     half_step, pair_step = step
+    # the address last: LLVM may take the last for the pointer, and drops what is written to one that is 0 at first
     if halves != 0:
         store_bfloat16(point * half_step + halves, value)
     if pairs != 0:

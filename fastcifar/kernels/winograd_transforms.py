@@ -2,10 +2,10 @@
 
     before6(a, b, c, d, e, f)    # six pixels -> their values at six points
 
-They are those of Lavin & Gray 2016, of other points (see `winograd_fields`): `before` is their B', `after` their A', and
-`behind` and `ahead` are these transposed, which gradients go through; the number is that of the points. A point p more
-makes F(3x3, 3x3) of F(2x2, 3x3), and F(5x5, 3x3) of F(4x4, 3x3): values at the others are then those of the differences
-between a pixel and p times the one before.
+They are those of Lavin & Gray 2016, at other points (see `winograd_fields`): `before` is their B', `after` their A',
+and `behind` and `ahead` are these transposed, which gradients go through; the number is that of the points. A point p
+more makes F(3x3, 3x3) of F(2x2, 3x3), and F(5x5, 3x3) of F(4x4, 3x3): values at the others are then those of the
+differences between a pixel and p times the one before.
 """
 
 # numba infers the types of what stands here, and not Python's.
