@@ -65,9 +65,9 @@ class ConvNet(nn.Module):
 
     On a CPU, channels-last, in training and where no gradient is wanted, its ReLUs, BatchNorms and pools run as one
     operation (see `norms`), but for those that have hooks; their modules hold the parameters. Convolutions take a
-    quarter of the multiplications there, in float32, and under autocast if it multiplies bfloat16 (see `winograd`);
-    if it multiplies matrices of bfloat16, small images are taken side by side (see `strips`). Gradients of gradients
-    need `fused` off.
+    quarter of the multiplications there in float32, and under autocast on processors with AVX512-BF16 (see
+    `winograd`); on those with AMX they take small images side by side (see `strips`). Gradients of gradients need
+    `fused` off.
 
     Args:
         arch: the shape.

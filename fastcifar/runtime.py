@@ -158,10 +158,9 @@ def _first_processor() -> dict[str, str]:
     return {}
 
 
-def _bfloat16_units() -> bool:
-    """Whether this CPU multiplies bfloat16 in hardware (AVX512-BF16 or AMX)."""
-    capabilities = torch.cpu.get_capabilities()
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("bf16"))
+def _bfloat16_units() -> str:
+    """What of this CPU multiplies bfloat16, if anything does."""
+    return " ".join(name for name in ("avx512_bf16", "amx_bf16", "bf16") if torch.cpu.get_capabilities().get(name))
 
 
 def _precision(config: TrainConfig, device: torch.device) -> tuple[torch.dtype, str]:
@@ -283,7 +282,8 @@ def environment() -> dict[str, Any]:
 def arithmetic(runtime: Runtime) -> dict[str, str]:
     """What the last bits of a result depend on beside the options: equal on both sides, a run goes on bit for bit."""
     device = runtime.device
-    cpu = f"{torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
+    units = f" {_bfloat16_units()}" if runtime.precision == torch.bfloat16 else ""
+    cpu = f"{torch.backends.cpu.get_cpu_capability()}{units}, {torch.get_num_threads()} threads"
     return {
         "device": device.type,
         "hardware": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu,

@@ -320,17 +320,22 @@ def test_resuming_at_any_step_goes_on_bit_for_bit(
         assert lines == ["run", "epoch", "epoch", "test"]
 
 
-def test_resuming_goes_on_bit_for_bit_with_the_compiled_loops(data: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("amp", [False, True])
+def test_resuming_goes_on_bit_for_bit_with_the_compiled_loops(
+    data: str, amp: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options: dict[str, Any] = {"arch": "wider", "amp": amp, "amp_dtype": "bfloat16" if amp else "auto"}
+    monkeypatch.setattr(winograd, "halves_here", lambda: True)
     monkeypatch.setitem(ARCHS, "wider", Arch(blocks=((16,), (16,), (16,), (16,)), hidden=(16,)))
     ran = set()
     for module, name in ((norms, "relu_norm"), (winograd, "conv2d")):
         real = getattr(module, name)
         spy = lambda *values, name=name, real=real, **options: (ran.add(name), real(*values, **options))[1]  # noqa: E731
         monkeypatch.setattr(module, name, spy)
-    fit(config(data, arch="wider", out=Path("through")))
+    fit(config(data, **options, out=Path("through")))
     assert ran == {"relu_norm", "conv2d"}
     with pytest.raises(StoppedError):
-        fit(config(data, arch="wider", out=Path("stopped")), reporter=StopAfter(5))
+        fit(config(data, **options, out=Path("stopped")), reporter=StopAfter(5))
     fit(TrainConfig(resume=Path("stopped")))
     assert_equal(weights(Path("stopped")), weights(Path("through")))
 

@@ -169,3 +169,21 @@ def test_the_sources_are_all_that_the_code_is_made_of() -> None:
             imported = re.findall(r"^from fastcifar\.kernels\.(\w+) import", (kernels / f"{name}.py").read_text(), re.M)
             left += [one for one in imported if one not in found]
         assert found <= {*part.modules, *part.sources}, part.name
+
+
+def test_bfloat16_is_multiplied_where_the_processor_does_and_numba_may_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = machine.has_bfloat16.__wrapped__
+    monkeypatch.setattr(machine.llvm, "get_host_cpu_features", lambda: {"avx512bf16": True})
+    for name in machine._LIMITS:
+        monkeypatch.delenv(name, raising=False)
+    assert asked()
+    with monkeypatch.context() as patch:
+        patch.setattr(machine.llvm, "get_host_cpu_name", lambda: "nocona")
+        assert not asked()
+    with monkeypatch.context() as patch:
+        patch.setattr(machine.llvm, "get_host_cpu_features", dict)
+        assert not asked()
+    for name in machine._LIMITS:
+        with monkeypatch.context() as patch:
+            patch.setenv(name, "generic")
+            assert not asked()

@@ -181,7 +181,7 @@ def training_step_table(content: Mapping[str, Any]) -> list[str]:
     note = (
         "`python -m benchmarks.training_step`: recipe fast, channels-last, 32x32 pixels; bfloat16 is what --amp "
         "computes in; in turn in one process; forward and backward, optimiser and sums included, and nothing left out "
-        "of what a run does for a step. In float32 our convolutions take fewer products, so that a step may be faster "
+        "of what a run does for a step. Our convolutions may take fewer products, so that a step may be faster "
         f"than PyTorch's alone. {where(content)}."
     )
     return [*grid(head, rows), "", note]

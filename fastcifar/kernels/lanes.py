@@ -43,6 +43,7 @@ __all__ = [
     "multiply",
     "pick",
     "pick_code",
+    "place",
     "relu",
     "room",
     "rounded",
@@ -145,6 +146,12 @@ def splat_lanes(builder: Any, value: Any) -> Any:
     return builder.shuffle_vector(first, first, ir.Constant(ir.VectorType(_WORD, LANES), [0] * LANES))
 
 
+def _place(builder: Any, base: Any, offset: Any) -> Any:
+    """The sum, of which LLVM knows which is the pointer: a constant offset of 0 may not be taken for it."""
+    pointer = builder.gep(builder.inttoptr(base, _BYTE.as_pointer()), [offset])
+    return builder.ptrtoint(pointer, base.type)
+
+
 def _room(builder: Any) -> Any:
     """The address of room for 64 times sixteen float32 on the thread's stack."""
     return builder.ptrtoint(cgutils.alloca_once(builder, floats.vector, 64), ir.IntType(64))
@@ -189,6 +196,7 @@ load_codes = define(_codes, (_address,), _load(_BYTE))
 store_float32 = define(types.void, (_address, floats), _store)
 store_bfloat16 = define(types.void, (_address, floats), _narrow)
 store_codes = define(types.void, (_address, _codes), _store)
+place = define(_address, (_address, types.int64), _place)
 room = define(_address, (), _room)
 splat = define(floats, (types.float32,), splat_lanes)
 splat_code = define(_codes, (types.uint8,), splat_lanes)

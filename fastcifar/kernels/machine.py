@@ -90,10 +90,18 @@ if hasattr(os, "register_at_fork"):
 _log = logging.getLogger(__name__)
 
 
+_LIMITS = ("NUMBA_CPU_NAME", "NUMBA_CPU_FEATURES", "NUMBA_ENABLE_AVX")
+"""Variables by which numba may be told to write for another processor than this."""
+
+
 @functools.cache
 def has_bfloat16() -> bool:
-    """Whether this processor has AVX512-BF16: an instruction that multiplies pairs of bfloat16, and one that rounds."""
-    return bool(llvm.get_host_cpu_features().get("avx512bf16", False))
+    """Whether this processor has AVX512-BF16: an instruction that multiplies pairs of bfloat16, and one that rounds.
+
+    Not where numba writes for another: one that it was told of, or LLVM's name for those that virtual machines hide.
+    """
+    limited = any(name in os.environ for name in _LIMITS) or llvm.get_host_cpu_name() == "nocona"
+    return not limited and bool(llvm.get_host_cpu_features().get("avx512bf16", False))
 
 
 def load(part: Part = BATCH) -> Functions:
@@ -132,7 +140,7 @@ def _folders() -> list[Path]:
 
 def _key(part: Part = BATCH) -> str:
     parts = [llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten(), llvm.get_process_triple()]
-    parts += [importlib.metadata.version(name) for name in ("numba", "llvmlite")]
+    parts += [importlib.metadata.version(name) for name in ("numba", "llvmlite")] + [str(has_bfloat16())]
     digest = hashlib.sha256("\n".join(parts).encode())
     for name in sorted(part.modules + part.sources):
         digest.update((Path(__file__).parent / f"{name}.py").read_bytes())

@@ -3,8 +3,8 @@
     total = add_dots(address, pairs, total)    # a pair at the address: low * low + high * high more, in each lane
 
 A vector of pairs is held as the float32 of the same bits, which nothing computes with: `load_float32` and
-`store_float32` move it as it is. Processors with AVX512-BF16 take one instruction for the products; others several
-(what they give is the same but for the last bits), so that it can be tested there.
+`store_float32` move it as it is. Processors with AVX512-BF16 take one instruction for the products, which makes zero of
+what is subnormal; others several, so that it can be tested there, and what they give differs in the last bits.
 """
 
 # numba infers the types of its words, and not Python's.
@@ -36,7 +36,6 @@ def _pair(builder: Any, low: Any, high: Any) -> Any:
 
 
 def _store_pair(builder: Any, address: Any, second: Any, value: Any) -> None:
-    """Without a branch: LLVM would move the address into both, and take what is added to it for the pointer."""
     second = builder.trunc(second, _WORD)
     shift = splat_lanes(builder, builder.mul(second, _WORD(16)))
     kept = splat_lanes(builder, builder.mul(second, _WORD(0xFFFF)))  # of what is there

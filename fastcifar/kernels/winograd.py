@@ -1,4 +1,4 @@
-"""3x3 convolutions on the CPU in float32 with a quarter of the multiplications: Winograd's minimal filtering.
+"""3x3 convolutions on the CPU with a quarter of the multiplications: Winograd's minimal filtering.
 
     conv2d(images, layer)    # what layer(images) gives, but for rounding
 
@@ -69,7 +69,7 @@ def fits(images: Tensor, layer: nn.Conv2d) -> bool:
         and is_3x3(layer)
         and _is_plain_bias(layer.bias)
         and min(layer.weight.shape[:2]) >= LANES
-        and (not halves or layer.weight.shape[0] % 2 == layer.weight.shape[1] % 2 == 0)
+        and (not tiling.halves or layer.weight.shape[0] % 2 == layer.weight.shape[1] % 2 == 0)
         and images.shape[1] == layer.weight.shape[1]  # else the layer says so
         and plain >= _LEAST * tiling.cost(batch * tiling.tiles + _FILTERS)
         and (layer.training or not torch.is_grad_enabled())
@@ -138,7 +138,7 @@ class _Convolution(torch.autograd.Function):
         filters = _at_points(weight.transpose(0, 1), tiling) if for_images else None
         size = (tiling.points**2, up(count, TALL), up(channels, LANES))
         sums = torch.empty(size, **_FLOATS) if for_weight else None
-        for part in _parts(images, count, tiling):
+        for part in _parts(images, count, tiling) if for_images or for_weight else ():
             rows, summed = _gathered("gather_back", gradient[part], tiling, rows=for_images, summed=for_weight)
             if sums is not None:
                 _, tiles = _gathered("gather", images[part], tiling, rows=False, summed=True)
@@ -234,7 +234,9 @@ def _parts(images: Tensor, count: int, tiling: _Tiling) -> list[slice]:
     """The images that are taken together, as slices of the batch."""
     batch, channels, _, _ = images.shape
     size = 4 * tiling.points**2 * tiling.tiles * (channels + count)
-    step = max(1, min(batch, _CHUNK // size))
+    step = max(1, _CHUNK // size)
+    if tiling.halves:
+        step += step % 2  # two images make a pair
     return [slice(first, first + step) for first in range(0, batch, step)]
 
 

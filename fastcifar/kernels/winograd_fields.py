@@ -23,7 +23,7 @@ POINTS: Final = {
     4: (0, 5 / 8, -5 / 8, 8 / 5, -8 / 5, inf),
     5: (0, 1, -1, 2, -2, inf, 1 / 2),
 }
-"""The points at which polynomials are taken, for tiles of each side: those of small rounding errors.
+"""The points at which polynomials are taken, for tiles of each side: for 3 and 4 those of small rounding errors.
 
 With planes in bfloat16 these are, relative to the result and in root mean square, 0.9 % for 3, 1.1 for 4 and 3.8 for
 5; with 0, 1, -1, 2, -2 and infinity, those of Lavin & Gray, 2.5 for 4. A plain product of bfloat16 has 0.24.

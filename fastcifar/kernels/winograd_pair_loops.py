@@ -2,16 +2,16 @@
 
     gather_pairs4(job)    # makes what is left of the job's images; any number of threads may call it at once
 
-HALVES has a row for each tile as PLANES has, of bfloat16: products take two channels of it as a pair. PAIRS has a row
-for the same tile of two images, the first and second, third and fourth and so on, which make the pair: products that
-sum over tiles take these. Where the last image has no other, that is zeros.
+PLANES has a row for each tile, of bfloat16: products take two channels of it as a pair. PAIRS has a row for the same
+tile of two images, the first and second, third and fourth and so on, which make the pair: products that sum over tiles
+take these. Where the last image has no other, its pairs end in zeros.
 """
 
 # numba infers the types of what stands here, and not Python's.
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, assignment"
 
 from fastcifar.kernels.cpu_words import fetch_add, get64, word
-from fastcifar.kernels.lanes import store_bfloat16
+from fastcifar.kernels.lanes import place, store_bfloat16
 from fastcifar.kernels.norm_fields import LANES, NEXT
 from fastcifar.kernels.pair_lanes import store_pair
 from fastcifar.kernels.winograd_fields import (
@@ -32,13 +32,12 @@ from fastcifar.kernels.winograd_loops import BACK, FORWARD, gathering
 
 @word
 def _write(out, step, point, value):
-    halves, pairs, second = out
+    has_halves, halves, has_pairs, pairs, second = out
     half_step, pair_step = step
-    # the address last: LLVM may take the last for the pointer, and drops what is written to one that is 0 at first
-    if halves != 0:
-        store_bfloat16(point * half_step + halves, value)
-    if pairs != 0:
-        store_pair(point * pair_step + pairs, second, value)
+    if has_halves:
+        store_bfloat16(place(halves, point * half_step), value)
+    if has_pairs:
+        store_pair(place(pairs, point * pair_step), second, value)
 
 
 @word
@@ -71,6 +70,7 @@ def _whole(side, body):
         step = get64(job, STEP), get64(job, PAIR_STEP)
         rows, columns = (height + side - 1) // side, (width + side - 1) // side
         tiles, size = rows * columns, height * width * channels * 4
+        has_halves, has_pairs = get64(job, PLANES) != 0, get64(job, PAIRS) != 0
         part = fetch_add(job + 8 * NEXT, 1)
         while 2 * part < get64(job, COUNT):
             for image in range(2 * part, min(2 * part + 2, get64(job, COUNT))):
@@ -80,12 +80,10 @@ def _whole(side, body):
                     for i in range(rows):
                         for j in range(columns):
                             tile = i * columns + j
-                            halves, pairs = get64(job, PLANES), get64(job, PAIRS)
-                            if halves != 0:
-                                halves += (image * tiles + tile) * pitch + 2 * first
-                            if pairs != 0:
-                                pairs += (part * tiles + tile) * pair_pitch + 4 * first
-                            body(job, images, i, j, (halves, pairs, image - 2 * part), step, 0)
+                            halves = get64(job, PLANES) + (image * tiles + tile) * pitch + 2 * first
+                            pairs = get64(job, PAIRS) + (part * tiles + tile) * pair_pitch + 4 * first
+                            out = has_halves, halves, has_pairs, pairs, image - 2 * part
+                            body(job, images, i, j, out, step, 0)
             part = fetch_add(job + 8 * NEXT, 1)
         return 0
 

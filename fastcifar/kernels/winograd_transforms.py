@@ -2,7 +2,7 @@
 
     before6(a, b, c, d, e, f)    # six pixels -> their values at six points
 
-They are those of Lavin & Gray 2016, at other points (see `winograd_fields`): `before` is their B', `after` their A',
+They are those of Lavin & Gray 2016, at points of `winograd_fields`: `before` is their B', `after` their A',
 and `behind` and `ahead` are these transposed, which gradients go through; the number is that of the points. A point p
 more makes F(3x3, 3x3) of F(2x2, 3x3), and F(5x5, 3x3) of F(4x4, 3x3): values at the others are then those of the
 differences between a pixel and p times the one before.
@@ -14,7 +14,7 @@ differences between a pixel and p times the one before.
 import numpy as np
 
 from fastcifar.kernels.cpu_words import word
-from fastcifar.kernels.lanes import add, fma, splat, subtract
+from fastcifar.kernels.lanes import add, fma, multiply, splat, subtract
 from fastcifar.kernels.winograd_fields import POINTS
 
 __all__ = [
@@ -32,7 +32,7 @@ __all__ = [
     "behind7",
 ]
 
-_ZERO, _HALF, _TWO, _FOUR, _FIVE = np.float32(0), np.float32(0.5), np.float32(2), np.float32(4), np.float32(5)
+_HALF, _TWO, _FOUR, _FIVE = np.float32(0.5), np.float32(2), np.float32(4), np.float32(5)
 _EIGHT, _SIXTEEN = np.float32(8), np.float32(16)
 
 
@@ -45,7 +45,7 @@ def _times(number, a, b):
 @word
 def _scaled(number, a):
     """`number` * a."""
-    return fma(splat(number), a, splat(_ZERO))
+    return multiply(splat(number), a)
 
 
 def _six(points):
