@@ -584,12 +584,14 @@ def test_a_contestant_has_one_colour_and_three_panels_are_a_row() -> None:
 
 
 def test_names_in_the_picture_do_not_lie_on_each_other() -> None:
-    runs = [report(accuracy=0.70), run(accuracy=0.701), run(accuracy=0.702, change=["lr=1"])]
+    longer = {"accuracy": 0.703, "change": ["lr=1", "head_lr=0.5"]}  # of two lines
+    runs = [report(accuracy=0.70), run(accuracy=0.701), run("long", accuracy=0.702), run("long", **longer)]
     axes = picture.draw(races(runs)).axes[0]
     low, high = axes.get_ylim()
     heights = [text.xy[1] for text in axes.texts]  # type: ignore[attr-defined]
-    assert len(heights) == 3
+    assert len(heights) == 4
     assert np.diff(heights).min() >= 0.07 * (high - low)
+    assert heights[-1] < high - 0.03 * (high - low)  # and not on the panel's title
 
 
 def test_of_many_changes_the_picture_names_the_first() -> None:

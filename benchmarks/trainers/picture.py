@@ -26,7 +26,7 @@ __all__ = ["draw", "save"]
 _INK = "#7a7a7a"
 """Contrast 4.3 with white and 4.4 with #0d1117, GitHub's dark ground."""
 # Okabe and Ito's palette, for any colour vision; its darker blue and green are lightened or darkened to that middle
-_COLORS = ("#1F86C7", "#D55E00", "#12936D", "#B36A97", "#8A7B2E", "#6E72D0")
+_COLORS = ("#1F86C7", "#D55E00", "#12936D", "#B36A97", "#8A7B2E", "#6E72D0", "#D0447E")
 _TICKS = (1, 2, 5, 10, 20, 60, 120, 300, 600, 1200, 3600, 7200, 18000, 36000, 86400)
 _APART = 0.19
 """Of a panel's width: the least distance of two times on its axis."""
@@ -138,13 +138,11 @@ def _panel(axes: Axes, race: Race, names: dict[str, str], colors: dict[str, str]
 def _name(axes: Axes, ends: dict[str, float], colors: dict[str, str]) -> None:
     """Write the names at the right edge, at their height or as near to it as leaves each a line of its own."""
     low, high = axes.get_ylim()
-    line = 0.08 * (high - low)
-    top = low  # of the name below
-    for title, end in sorted(ends.items(), key=lambda item: item[1]):
-        name = textwrap.fill(_short(title), _LETTERS)
-        half = line * (name.count("\n") + 1) / 2
-        at = max(end, top + half)
-        top = at + half
+    titles = sorted(ends, key=lambda title: ends[title])
+    written = [textwrap.fill(_short(title), _LETTERS) for title in titles]
+    halves = [0.04 * (high - low) * (name.count("\n") + 1) for name in written]
+    heights = _stacked([ends[title] for title in titles], halves, low, high)
+    for title, name, at in zip(titles, written, heights, strict=True):
         axes.annotate(
             name,
             (1.0, at),
@@ -156,6 +154,18 @@ def _name(axes: Axes, ends: dict[str, float], colors: dict[str, str]) -> None:
             fontsize=8,
             annotation_clip=False,
         )
+
+
+def _stacked(wanted: Sequence[float], halves: Sequence[float], low: float, high: float) -> list[float]:
+    """Where names are put that want to be at these heights, from the lowest: none above `high`, none in another."""
+    heights = []
+    for at, half in zip(wanted, halves, strict=True):
+        heights.append(max(at, low + half))
+        low = heights[-1] + half
+    for index in reversed(range(len(heights))):
+        heights[index] = min(heights[index], high - halves[index])
+        high = heights[index] - halves[index]
+    return heights
 
 
 def _short(title: str) -> str:
