@@ -6,9 +6,11 @@ Example:
 
 import dataclasses
 import math
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastcifar.errors import ConfigError
@@ -16,7 +18,7 @@ from fastcifar.errors import ConfigError
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-__all__ = ["check_choice", "check_integer", "check_kind", "check_names", "check_number", "plain_numbers"]
+__all__ = ["check_choice", "check_integer", "check_kind", "check_names", "check_number", "check_path", "plain_numbers"]
 
 
 def check_choice(name: str, value: object, allowed: Sequence[object]) -> None:
@@ -82,6 +84,16 @@ def check_kind(name: str, value: object, kind: Any, words: str) -> None:
     """
     if not isinstance(value, kind):
         raise ConfigError(f"{name} must be {words}, got {value!r}")
+
+
+def check_path(name: str, value: object) -> Path:
+    """`value` as a path.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    check_kind(name, value, str | os.PathLike, "a path")
+    return Path(value)  # type: ignore[arg-type]
 
 
 def plain_numbers(options: "DataclassInstance") -> None:

@@ -185,8 +185,7 @@ class Loader(Registered):
         )
         self._transform, self._dtype, self._soft = transform, dtype, bool(augment.mixup or augment.cutmix)
         self._capacity = -(-batch_size // world_size)  # rows of this rank's part of a full batch, at most
-        self._handle = register(self)
-        self._position = Position(steps=len(self), identity=identity)
+        self._handle, self._position = register(self), Position(steps=len(self), identity=identity)
 
     def __len__(self) -> int:
         """Batches in an epoch; the same for every rank and epoch."""
@@ -199,6 +198,8 @@ class Loader(Registered):
         Raises:
             ConfigError, IndexError: there is no such epoch (up to 2**32 - 1), or no such step in it.
         """
+        if not (isinstance(epoch, int | Integral) and isinstance(step, int | Integral)):
+            raise ConfigError(f"epoch and step must be whole numbers, got {epoch!r:.100} and {step!r:.100}")
         return Batch(*self._make(epoch, step, self._capacity if self.pad_last else None))
 
     def batch_at(self, position: Tensor) -> Batch:

@@ -324,6 +324,9 @@ def test_a_wrong_option_names_itself_its_value_and_what_is_allowed(
 def test_a_step_out_of_range_is_an_index_error(store: ArrayStore) -> None:
     with pytest.raises(IndexError, match="step 6 is out of range: an epoch has 6 batches"):
         Loader(store, batch_size=20).batch(0, 6)
+    for position in (0, "1"), (0.5, 0), (None, 0):
+        with pytest.raises(ConfigError, match="epoch and step must be whole numbers, got "):
+            Loader(store, batch_size=20).batch(*position)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="epoch must be"):
         Loader(store).set_epoch(-1)
 

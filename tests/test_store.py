@@ -13,6 +13,9 @@ from numpy.typing import NDArray
 
 from fastcifar.data import splits
 from fastcifar.data import store as store_module
+from fastcifar.data.arrays import convert_arrays
+from fastcifar.data.folders import convert_folder
+from fastcifar.data.items import convert_dataset
 from fastcifar.data.store import ArrayStore
 from fastcifar.data.writer import SourceFile, write_store
 from fastcifar.errors import ConfigError, DamagedStoreError, DataError
@@ -313,6 +316,20 @@ def test_what_is_no_store_is_said(tmp_path: Path, store: ArrayStore) -> None:
     (other / "manifest.json").write_text("[" * 100_000)
     with pytest.raises(DataError, match="is not JSON"):
         ArrayStore(other)
+
+
+@pytest.mark.parametrize("path", [None, 5, ["a"]])
+def test_what_is_no_path_is_said(path: Any, tmp_path: Path) -> None:
+    images, labels = np.zeros((1, 8, 8, 3), np.uint8), np.zeros(1, np.int64)
+    for use in (
+        lambda: ArrayStore(path),
+        lambda: convert_arrays(path, images, labels),
+        lambda: convert_folder(tmp_path / "s", path),
+        lambda: convert_dataset(path, [(images[0], 0)]),
+    ):
+        with pytest.raises(ConfigError, match=r"(path|folder) must be a path, got "):
+            use()
+    assert not list(tmp_path.iterdir())
 
 
 def test_blocks_of_one_name_are_one_file(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fastcifar.checks import check_path
 from fastcifar.data.arrays import PARTS, Layout, Stored, as_nhwc, check_pair, in_memory
 from fastcifar.data.content import Content, SourceFile, rows_in_a_block
 from fastcifar.errors import ConfigError, DataError, one_line
@@ -48,7 +49,7 @@ def file_content(
         ConfigError: an option is not allowed.
         DataError: the files cannot be read, or their arrays are not images and labels.
     """
-    file = Path(file)
+    file = check_path("file", file)
     if _is_zip(file):
         if labels is not None:
             raise ConfigError(f"labels {str(labels)!r} cannot be given with {file}, which holds its own")
@@ -56,7 +57,7 @@ def file_content(
     else:
         if labels is None:
             raise ConfigError(f"{file} holds images alone: give their labels with --labels FILE.npy")
-        pairs = {"train": (_npy(file), _npy(Path(labels)))}
+        pairs = {"train": (_npy(file), _npy(check_path("labels", labels)))}
     checked = {part: (stored, *check_pair(stored, targets, layout)) for part, (stored, targets) in pairs.items()}
 
     def files() -> Generator[SourceFile, None, None]:

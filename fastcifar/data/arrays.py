@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from fastcifar.checks import check_choice, check_kind
+from fastcifar.checks import check_choice, check_kind, check_path
 from fastcifar.data.content import Content, SourceFile, rows_in_a_block
 from fastcifar.data.download import Progress
 from fastcifar.data.store import ArrayStore
@@ -99,7 +99,7 @@ def convert_arrays(
                 yield SourceFile(part, as_nhwc(pixels[block], arranged), numbers[block])
 
     content = Content(
-        name=name or Path(path).name,
+        name=name or check_path("path", path).name,
         classes=classes,
         splits={"full": {part: (part,) for part in chosen}},
         source={"origin": "arrays", "verified": True},

@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import PIL
 
-from fastcifar.checks import check_choice, check_integer, check_names
+from fastcifar.checks import check_choice, check_integer, check_names, check_path
 from fastcifar.data.content import Content, SourceFile, rows_in_a_block
 from fastcifar.data.decoders import available_cores, decode_blocks
 from fastcifar.data.download import Progress
@@ -93,7 +93,7 @@ def folder_content(
     if classes is not None:
         check_names("classes", classes)
     wanted = read_size(size) if size is not None else None
-    tree = read_tree(Path(folder), tuple(classes) if classes is not None else None)
+    tree = read_tree(check_path("folder", folder), tuple(classes) if classes is not None else None)
     if shuffle:
         tree = dataclasses.replace(tree, parts={part: _shuffled(images) for part, images in tree.parts.items()})
     found, channels = _look(tree, wanted, grey=grey, upright=upright, skip=broken == "skip")

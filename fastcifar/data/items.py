@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from fastcifar.checks import check_path
 from fastcifar.data.arrays import PARTS, Layout, arrangement, as_nhwc
 from fastcifar.data.content import Content, SourceFile, rows_in_a_block
 from fastcifar.data.download import Progress
@@ -66,7 +67,7 @@ def convert_dataset(
     own = getattr(train, "classes", None)
     named = isinstance(own, list | tuple) and all(isinstance(one, str) for one in own)
     content = Content(
-        name=name or Path(path).name,
+        name=name or check_path("path", path).name,
         classes=classes if classes is not None else own if named else None,
         splits={"full": {part: (part,) for part in parts}},
         source={"origin": f"{type(train).__module__}.{type(train).__qualname__}", "verified": True},

@@ -23,6 +23,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from fastcifar.checks import check_path
 from fastcifar.data.layout import CHUNK, FORMAT, HEADER, VERSION, manifest_problem, npy_header
 from fastcifar.data.splits import Segment, Split, split_names, take_split
 from fastcifar.errors import DamagedStoreError, DataError
@@ -48,11 +49,12 @@ class ArrayStore:
         verify: check every byte now, not when it is first copied.
 
     Raises:
+        ConfigError: `path` is no path.
         DataError: no store is there, it is damaged, or a newer fastcifar wrote it.
     """
 
     def __init__(self, path: Path | str, *, verify: bool = False) -> None:
-        self.path = Path(path).absolute()  # the working folder may change
+        self.path = check_path("path", path).absolute()  # the working folder may change
         manifest = _read_manifest(self.path)
         if (wrong := manifest_problem(manifest)) is not None:
             raise _damaged(self.path, "manifest.json", wrong)

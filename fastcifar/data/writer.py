@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from fastcifar.checks import check_kind, check_names
+from fastcifar.checks import check_kind, check_names, check_path
 from fastcifar.data.content import Content, SourceFile, rows_in_a_block
 from fastcifar.data.download import Progress
 from fastcifar.data.layout import CHUNK, FORMAT, HEADER, VERSION, checksums, content_digest, npy_header
@@ -42,7 +42,7 @@ def make_store(path: Path | str, content: Content, progress: Progress | None = N
         DataError: the content is not fit for a store.
         OutputError: there is something at `path`, or it cannot be written; nothing is left behind.
     """
-    path, names = Path(path), content.classes
+    path, names = check_path("path", path), content.classes
     with contextlib.closing(content.files):
         check_kind("name", content.name, str, "text")
         if names is not None:
