@@ -160,8 +160,10 @@ def leave_on_stop(say: Callable[[str], object]) -> None:
     atexit.register(_set, signal.SIG_IGN)
 
 
-def end_with(status: int) -> None:
-    """Let a signal only hasten an end that has come: the exit status stays."""
+def end_with(status: int, say: Callable[[], object]) -> None:
+    """Let a signal only hasten an end that has come: the exit status stays, and what is to `say` is said before."""
+    _set(lambda number, frame: None)
+    say()
     _set(lambda number, frame: os._exit(status))
 
 

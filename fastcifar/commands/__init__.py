@@ -55,8 +55,8 @@ def entry(*first: str) -> NoReturn:
     """
     # until the command has something to clear away, and does it itself
     signals.leave_on_stop(lambda why: _complain(why, sys.__stderr__))
-    status = main([*first, *sys.argv[1:]])
-    signals.end_with(status)
+    status, why = _outcome([*first, *sys.argv[1:]])
+    signals.end_with(status, lambda: _complain(why))
     if status > 128:  # stopped: no thread is waited for
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError, ValueError, AttributeError):  # it is closed
@@ -74,32 +74,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit status.
     """
+    status, why = _outcome(list(sys.argv[1:] if arguments is None else arguments))
+    _complain(why)
+    return status
+
+
+def _outcome(arguments: list[str]) -> tuple[int, str]:
+    """Run one command: its exit status, and what is wrong, "" if nothing is or nobody is there to be told."""
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
         status = _dispatch(arguments)
         if sys.stdout is not None:
             sys.stdout.flush()  # a closed pipe shows itself here, not at exit
     except FastcifarError as error:
-        _complain(str(error))
-        return error.exit_status
+        return error.exit_status, str(error)
     except KeyboardInterrupt:
-        _complain("interrupted")
-        return 130
+        return 130, "interrupted"
     except BrokenPipeError:
         # whoever read our output has gone
         _drop_output()
-        return 141
+        return 141, ""
     except OSError as error:
         if error.errno in (errno.ENAMETOOLONG, errno.EACCES):  # of any path that was given
-            _complain(f"{str(error.filename)[:_LONGEST]}...: {error.strerror}")
-            return 2
+            return 2, f"{str(error.filename)[:_LONGEST]}...: {error.strerror}"
         if error.errno not in (errno.ENOSPC, errno.EIO) or error.filename is not None:
             raise
         _drop_output()
-        _complain(f"standard output cannot be written: {error.strerror}")
-        return 2
-    return status
+        return 2, f"standard output cannot be written: {error.strerror}"
+    return status, ""
 
 
 def forgive_output() -> None:
@@ -135,6 +137,8 @@ def _say(text: str) -> None:
 
 
 def _complain(text: str, stream: TextIO | None = None) -> None:
+    if not text:
+        return
     # file names are part of it, and may hold anything, such as a terminal's commands
     try:
         (stream or sys.stderr).write(f"fastcifar: {one_line(text, longest=len(text))}\n")

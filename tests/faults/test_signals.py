@@ -181,9 +181,29 @@ class Late:
         kill(own, {int(number)})
 late = Late()
 signals.leave_on_stop(print)
-signals.end_with(0)
+signals.end_with(0, lambda: None)
 """
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("number", STATUS)
+def test_a_signal_as_a_command_says_why_it_ends_adds_no_line(number: signal.Signals) -> None:
+    code = f"""
+import os, sys
+from fastcifar import commands
+class Error:
+    def write(self, text, kill=os.kill, real=sys.stderr.write):
+        kill(os.getpid(), {int(number)})
+        real(text)
+        kill(os.getpid(), {int(number)})
+    def flush(self):
+        pass
+sys.stderr = Error()
+commands.entry("nonsense")
+"""
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert done.stderr.startswith("fastcifar: unknown command 'nonsense'")
 
 
 def command(run: str, **options: str) -> list[str]:
