@@ -198,7 +198,7 @@ class Loader(Registered):
         Raises:
             ConfigError, IndexError: there is no such epoch (up to 2**32 - 1), or no such step in it.
         """
-        if not (isinstance(epoch, int | Integral) and isinstance(step, int | Integral)):
+        if not (isinstance(epoch, Integral) and isinstance(step, Integral)):
             raise ConfigError(f"epoch and step must be whole numbers, got {epoch!r:.100} and {step!r:.100}")
         return Batch(*self._make(epoch, step, self._capacity if self.pad_last else None))
 

@@ -38,7 +38,7 @@ def make_store(path: Path | str, content: Content, progress: Progress | None = N
         progress: called with images done and images in all (None where unknown).
 
     Raises:
-        ConfigError: the name or the class names are none.
+        ConfigError: the path, the name or the class names are none.
         DataError: the content is not fit for a store.
         OutputError: there is something at `path`, or it cannot be written; nothing is left behind.
     """
